@@ -1,0 +1,78 @@
+"""Restore out-of-focus, noisy, low-resolution or differently stained pathology images.
+
+The public names below are loaded when they are first used, so that importing the package costs nothing of torch, timm or lightning.
+"""
+
+from importlib import import_module
+from typing import TYPE_CHECKING
+
+from pathorestore.version import __version__
+
+if TYPE_CHECKING:
+    from pathorestore.degradations.optical import simulate_stack as simulate_stack
+    from pathorestore.degradations.recipes import Setting as Setting
+    from pathorestore.degradations.stain import RandStainNA as RandStainNA
+    from pathorestore.diffusion.resshift import ResShift as ResShift
+    from pathorestore.functional.optics import Optics as Optics
+    from pathorestore.models.defocus import DefocusEstimator as DefocusEstimator, DefocusEstimatorConfig as DefocusEstimatorConfig
+    from pathorestore.models.encoders import TimmEncoder as TimmEncoder, TinyEncoder as TinyEncoder, TinyEncoderConfig as TinyEncoderConfig
+    from pathorestore.models.pdiffusion import PDiffusion as PDiffusion, PDiffusionConfig as PDiffusionConfig
+    from pathorestore.models.pformer import (
+        PFormer as PFormer,
+        PFormerConfig as PFormerConfig,
+        Restormer as Restormer,
+        RestormerConfig as RestormerConfig,
+    )
+    from pathorestore.models.prompts import (
+        EdgePrompt as EdgePrompt,
+        EdgePromptConfig as EdgePromptConfig,
+        PathologyPrompt as PathologyPrompt,
+        PathologyPromptConfig as PathologyPromptConfig,
+        Prompter as Prompter,
+    )
+    from pathorestore.pipelines.mop import MoPRestorer as MoPRestorer
+    from pathorestore.pipelines.refine import DiffusionRefiner as DiffusionRefiner, KeepCoarse as KeepCoarse
+    from pathorestore.pipelines.tiled import TiledRestorer as TiledRestorer
+
+_HOMES = {
+    "DefocusEstimator": "models.defocus",
+    "DefocusEstimatorConfig": "models.defocus",
+    "DiffusionRefiner": "pipelines.refine",
+    "EdgePrompt": "models.prompts",
+    "EdgePromptConfig": "models.prompts",
+    "KeepCoarse": "pipelines.refine",
+    "MoPRestorer": "pipelines.mop",
+    "Optics": "functional.optics",
+    "PDiffusion": "models.pdiffusion",
+    "PDiffusionConfig": "models.pdiffusion",
+    "PFormer": "models.pformer",
+    "PFormerConfig": "models.pformer",
+    "PathologyPrompt": "models.prompts",
+    "PathologyPromptConfig": "models.prompts",
+    "Prompter": "models.prompts",
+    "RandStainNA": "degradations.stain",
+    "ResShift": "diffusion.resshift",
+    "Restormer": "models.pformer",
+    "RestormerConfig": "models.pformer",
+    "Setting": "degradations.recipes",
+    "TiledRestorer": "pipelines.tiled",
+    "TimmEncoder": "models.encoders",
+    "TinyEncoder": "models.encoders",
+    "TinyEncoderConfig": "models.encoders",
+    "simulate_stack": "degradations.optical",
+}
+
+__all__ = ["__version__", *_HOMES]
+
+
+def __getattr__(name: str) -> object:
+    """Import the module that holds a public name, the first time it is asked for (PEP 562)."""
+    if name not in _HOMES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    value: object = getattr(import_module(f"{__name__}.{_HOMES[name]}"), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

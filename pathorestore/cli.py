@@ -1,0 +1,303 @@
+"""The command `pathorestore`: parse, call a pipeline, print. Nothing heavy is imported before the arguments are understood."""
+
+import json
+import logging
+import re
+import signal
+import sys
+import traceback
+from argparse import ArgumentError
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from pathorestore.version import __version__
+
+if TYPE_CHECKING:
+    from jsonargparse import ArgumentParser, Namespace
+
+    from pathorestore.pipelines.batch import Existing, FileResult
+
+_PROGRAM = "pathorestore"
+_PLACES = {"inputs": "INPUT", "sharp": "SHARP", "output": "-o/--output"}
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one command line and return its exit code: 0 all well, 1 some files failed, 2 usage or model, 130 interrupted."""
+    logging.getLogger("tifffile").setLevel(logging.CRITICAL)  # its remarks about odd tags would be taken for ours
+    words = list(sys.argv[1:] if argv is None else argv)
+    try:
+        arguments = _parser().parse_args(words)
+        return _COMMANDS[arguments.command](arguments[arguments.command])
+    except SystemExit as stop:  # --help and --version
+        return int(stop.code or 0)
+    except ArgumentError as error:
+        known = [word for word in words[:1] if word in _COMMANDS]
+        return _fail(f"{_plain(str(error))}; see {' '.join([_PROGRAM, *known])} --help", 2)
+    except KeyboardInterrupt:
+        return _fail("interrupted", 130)
+    except BrokenPipeError:
+        sys.stderr.close()  # the reader of our output has gone, and Python would complain about it at exit
+        return 1
+    except Exception as error:
+        if "--verbose" in words:
+            traceback.print_exc()
+        return _report(error, restoring=words[:1] == ["restore"])
+
+
+def _report(error: Exception, *, restoring: bool) -> int:
+    from pathorestore.pipelines.batch import EXIT_SOME_FAILED, EXIT_USAGE, explain
+    from pathorestore.pipelines.raster import ImageFileError
+
+    about_files = isinstance(error, ImageFileError) or (isinstance(error, OSError) and not restoring)
+    foreseen = isinstance(error, ValueError | OSError | ImportError)
+    line = str(error) if isinstance(error, ImportError) else explain(error)
+    return _fail(line, EXIT_SOME_FAILED if about_files or not foreseen else EXIT_USAGE)
+
+
+def _restore(arguments: "Namespace") -> int:
+    from pathorestore.pipelines.assemble import RestoreOptions, ready_restorer
+    from pathorestore.pipelines.batch import plan_outputs, run_batch
+    from pathorestore.pipelines.report_text import batch_table
+    from pathorestore.pipelines.restore_file import RestoreFile
+
+    options = RestoreOptions(
+        model=arguments.model,
+        revision=arguments.revision,
+        coarse_only=arguments.coarse_only,
+        steps=arguments.steps,
+        tile_px=arguments.tile,
+        overlap_px=arguments.overlap,
+        device=arguments.device,
+        precision=arguments.precision,
+        seed=arguments.seed,
+    )
+    jobs = plan_outputs(arguments.inputs, arguments.output)
+    ready = ready_restorer(options, progress=_tile_bar(quiet=arguments.quiet))
+    work = RestoreFile(
+        restorer=ready.restorer,
+        model_id=ready.model_id,
+        weights_sha256=ready.weights_sha256,
+        parameters=ready.parameters,
+        clock=_now,
+        seed=options.seed,
+        overwrite=arguments.overwrite,
+        max_pixels=arguments.max_pixels,
+    )
+    existing: Existing = "overwrite" if arguments.overwrite else "skip" if arguments.skip_existing else "refuse"
+    with _termination_as_interruption():
+        report = run_batch(jobs, work, existing=existing, on_result=lambda result: _show(result, arguments))
+    if report.interrupted:
+        _error("interrupted; finished files are kept, --skip-existing goes on from here")
+    if not arguments.quiet:
+        _say(batch_table(report), arguments)
+    if arguments.json:
+        print(json.dumps(report.to_dict(), indent=2))
+    return report.exit_code
+
+
+def _demo(arguments: "Namespace") -> int:
+    from pathorestore.pipelines.assemble import RestoreOptions, in_tiles, load_system
+    from pathorestore.pipelines.demo import DemoParts, demo_image, run_demo, write_picture
+    from pathorestore.pipelines.report_text import demo_table
+
+    sharp = demo_image()
+    options = RestoreOptions(model=arguments.model, revision=arguments.revision)
+    system = load_system(options)
+    parts = DemoParts(
+        coarse=in_tiles(system.coarse_only(), options), two_stage=in_tiles(system, options), focus_map_um=system.prompter.defocus.heat_map
+    )
+    print(f"restoring a {sharp.shape[-1] - 128} x {sharp.shape[-2] - 128} px tissue image at four focus positions ...", flush=True)
+    rows = run_demo(parts, sharp, seed=arguments.seed)
+    picture = Path(arguments.output) / "demo.png"
+    write_picture(picture, rows)
+    print(demo_table(rows))
+    print("PSNR and SSIM against the clean image; the unsharp mask was tuned on that image, the networks were not.")
+    print(f"picture: {picture}")
+    return 0
+
+
+def _info(arguments: "Namespace") -> int:
+    from pathorestore.pipelines.info import installation
+    from pathorestore.pipelines.provenance import read_provenance
+    from pathorestore.pipelines.report_text import aligned, installation_text
+
+    if arguments.file is None:
+        found = installation()
+        print(json.dumps(found.to_dict(), indent=2) if arguments.json else installation_text(found))
+        return 0
+    record = read_provenance(Path(arguments.file))
+    if record is None:
+        return _fail(f"{arguments.file}: carries no provenance record of {_PROGRAM}", 1)
+    print(record.to_json() if arguments.json else aligned(record.lines()))
+    return 0
+
+
+def _simulate(arguments: "Namespace") -> int:
+    from pathorestore.pipelines.report_text import aligned
+    from pathorestore.pipelines.simulate import SimulateFile
+
+    simulate = SimulateFile(
+        z_um=arguments.z,
+        created_utc=_now(),
+        setting=arguments.setting,
+        seed=arguments.seed,
+        pixel_um=arguments.pixel_um,
+        overwrite=arguments.overwrite,
+        max_pixels=arguments.max_pixels,
+    )
+    written = simulate(Path(arguments.sharp), Path(arguments.output))
+    rows = [["plane", "z um", "defocus um", "ctf"]]
+    rows += [[row.plane, f"{row.z_um:+.3f}", f"{row.defocus_um:+.3f}", f"{row.ctf:.3f}"] for row in written.planes]
+    print("\n".join([aligned(rows, right=frozenset({1, 2, 3})), f"clean  {written.clean}", f"table  {written.table}", *written.notes]))
+    return 0
+
+
+_COMMANDS: dict[str, Callable[["Namespace"], int]] = {"restore": _restore, "demo": _demo, "info": _info, "simulate": _simulate}
+
+
+def _show(result: "FileResult", arguments: "Namespace") -> None:
+    from pathorestore.pipelines.report_text import result_lines
+
+    if result.status == "failed":
+        _error(result.error)
+        if result.trace and arguments.verbose:
+            print(result.trace, file=sys.stderr, end="")
+    elif not arguments.quiet:
+        _say(result_lines(result), arguments)
+
+
+def _say(text: str, arguments: "Namespace") -> None:
+    print(text, file=sys.stderr if arguments.json else sys.stdout, flush=True)
+
+
+def _error(line: str) -> None:
+    print(f"{_PROGRAM}: error: {line}", file=sys.stderr, flush=True)
+
+
+def _fail(line: str, code: int) -> int:
+    _error(line)
+    return code
+
+
+def _now() -> str:
+    return datetime.now(UTC).isoformat(timespec="seconds")
+
+
+def _tile_bar(*, quiet: bool) -> Callable[[int, int], None]:
+    """A progress bar over the tiles of one image at a time, on a terminal only."""
+    if quiet or not sys.stderr.isatty():
+        return lambda _done, _total: None
+    from tqdm import tqdm
+
+    bars: list[Any] = []
+
+    def show(done: int, total: int) -> None:
+        if not bars:
+            bars.append(tqdm(total=total, unit="tile", leave=False, file=sys.stderr))
+        bars[0].update(done - bars[0].n)
+        if done >= total:
+            bars.pop().close()
+
+    return show
+
+
+@contextmanager
+def _termination_as_interruption() -> Iterator[None]:
+    """Let SIGTERM (a job queue's way to stop us) end the batch as Ctrl-C does, so that no temporary file is left."""
+
+    def interrupt(_signal: int, _frame: object) -> None:
+        raise KeyboardInterrupt
+
+    before = signal.signal(signal.SIGTERM, interrupt)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+def _plain(message: str) -> str:
+    """An error of the argument parser in the words of the command line, on one line."""
+    message = re.sub(r"\b(?:restore|demo|info|simulate)\.(\w+)", lambda match: _PLACES.get(match[1], f"--{match[1]}"), message)
+    message = re.sub(r'Parser key "(\w+)"(?: element (\d+))?:', lambda match: f"--{match[1].replace('_', '-')}:", message)
+    message = re.sub(r"<class '(\w+)'>", r"\1", message)
+    return " ".join(message.split())
+
+
+def _parser() -> "ArgumentParser":
+    from jsonargparse import ArgumentParser
+
+    parser = ArgumentParser(
+        prog=_PROGRAM,
+        description="Restore out-of-focus pathology images. For research; not for primary diagnosis.",
+        version=__version__,
+        exit_on_error=False,
+        allow_abbrev=False,
+    )
+    commands = parser.add_subcommands(required=True, dest="command")
+    for name, (fill, summary) in _FILLERS.items():
+        command = ArgumentParser(description=summary, exit_on_error=False, allow_abbrev=False)
+        fill(command)
+        command.add_argument("--verbose", action="store_true", help="print the traceback of an error that nobody foresaw")
+        commands.add_subcommand(name, command, help=summary)
+    return parser
+
+
+def _fill_restore(command: "ArgumentParser") -> None:
+    command.add_argument("inputs", nargs="+", type=str, metavar="INPUT", help="image files (PNG, JPEG, TIFF, BMP) or folders of them")
+    command.add_argument("-o", "--output", required=True, type=str, help="file for one input; folder, trees mirrored in it, for more")
+    _fill_model(command)
+    command.add_argument("--coarse-only", action="store_true", help="first stage only: faster, and nothing is generated")
+    command.add_argument("--steps", type=int, default=None, help="steps of the second stage; default and most: those of the model, 4")
+    command.add_argument("--tile", type=int, default=256, help="side of the tiles in px, a multiple of 64; smaller takes less memory")
+    command.add_argument("--overlap", type=int, default=32, help="overlap of neighbouring tiles in px, less than half a tile")
+    command.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto", help="where to compute; auto takes CUDA if present")
+    command.add_argument("--precision", choices=("auto", "fp32", "bf16"), default="auto", help="auto takes bf16 on CUDA that has it")
+    command.add_argument("--seed", type=int, default=0, help="seed of the second stage; same seed, same result")
+    existing = command.add_mutually_exclusive_group()
+    existing.add_argument("--overwrite", action="store_true", help="replace outputs that exist; an input is never replaced")
+    existing.add_argument("--skip-existing", action="store_true", help="leave outputs that exist and do only the rest")
+    _fill_max_pixels(command)
+    command.add_argument("--json", action="store_true", help="print a machine-readable report on stdout, all else on stderr")
+    command.add_argument("-q", "--quiet", action="store_true", help="print failures only")
+
+
+def _fill_demo(command: "ArgumentParser") -> None:
+    command.add_argument("-o", "--output", type=str, default="pathorestore-demo", help="folder for demo.png, replaced if it exists")
+    _fill_model(command)
+    command.add_argument("--seed", type=int, default=0, help="seed of the simulated noise and of the second stage")
+
+
+def _fill_info(command: "ArgumentParser") -> None:
+    command.add_argument("file", nargs="?", type=str, default=None, metavar="FILE", help="output to read the provenance of")
+    command.add_argument("--json", action="store_true", help="print JSON")
+
+
+def _fill_simulate(command: "ArgumentParser") -> None:
+    command.add_argument("sharp", type=str, metavar="SHARP", help="a sharp image file")
+    command.add_argument("-o", "--output", required=True, type=str, help="folder for the planes, the clean target and the table")
+    command.add_argument("--z", nargs="+", type=float, default=[-3.2, -1.6, 0.0, 1.6, 3.2], help="focus positions in um, signed")
+    command.add_argument("--setting", choices=("ideal", "scanner", "shifted"), default="ideal", help="which nuisances besides defocus")
+    command.add_argument("--seed", type=int, default=0, help="seed of everything that is drawn")
+    command.add_argument("--pixel-um", type=float, default=None, help="side of a pixel in um; default: what the file says, else 0.25")
+    command.add_argument("--overwrite", action="store_true", help="replace outputs that exist")
+    _fill_max_pixels(command)
+
+
+def _fill_model(command: "ArgumentParser") -> None:
+    command.add_argument("--model", type=str, default=None, help="folder or hub repository owner/name; default: the embedded mop-tiny")
+    command.add_argument("--revision", type=str, default=None, help="commit hash or tag of a hub repository")
+
+
+def _fill_max_pixels(command: "ArgumentParser") -> None:
+    command.add_argument("--max-pixels", type=int, default=178_956_970, help="refuse images with more pixels than this")
+
+
+_FILLERS: dict[str, tuple[Callable[["ArgumentParser"], None], str]] = {
+    "restore": (_fill_restore, "restore image files"),
+    "demo": (_fill_demo, "defocus a real histology image, restore it, print figures, draw a picture"),
+    "info": (_fill_info, "show versions, devices, models and licences, or how a file was made"),
+    "simulate": (_fill_simulate, "turn a sharp image into a focal stack with exact labels"),
+}

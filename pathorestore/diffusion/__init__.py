@@ -1,0 +1,1 @@
+"""Diffusion processes and the loops that run them over any denoiser."""

@@ -1,0 +1,339 @@
+"""Networks and systems as folders: config.json, model.safetensors and a model card; strict when read, never unpickled.
+
+A leaf network mixes in `Pretrained`. A system of several networks is a folder with one sub-folder per part and a system.json, written last,
+so that a folder that was only half written does not load.
+"""
+
+import hashlib
+import json
+import os
+import re
+import tempfile
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any, Self, TypeVar, get_type_hints
+
+import torch
+from torch import Tensor, nn
+
+from pathorestore.hub_card import ModelCard, render
+from pathorestore.hub_codec import ConfigError, decode, encode
+
+__all__ = [
+    "ConfigError",
+    "ModelCard",
+    "Pretrained",
+    "WeightsError",
+    "check_fit",
+    "load_parts",
+    "load_settings",
+    "load_strictly",
+    "load_weights",
+    "locate",
+    "save_parts",
+    "upload",
+    "weights_sha256",
+]
+
+T = TypeVar("T")
+
+FORMAT_VERSION = 1
+_CONFIG, _WEIGHTS, _CARD, _SYSTEM = "config.json", "model.safetensors", "README.md", "system.json"
+_HUB_FILES = [_CONFIG, _WEIGHTS, _CARD, _SYSTEM, f"*/{_CONFIG}", f"*/{_WEIGHTS}"]
+_MOVING_REVISIONS = ("main", "master", "HEAD")
+
+
+class WeightsError(ValueError):
+    """A weights file or folder that cannot be used; the message names the file, what it holds and what to do."""
+
+
+class Pretrained:
+    """Saving and loading for an nn.Module whose __init__ takes one frozen dataclass, annotated `config`, and keeps it as self.config."""
+
+    config: Any
+
+    def save_pretrained(self, folder: str | os.PathLike[str], *, card: ModelCard | None = None, dtype: torch.dtype | None = None) -> None:
+        """Write config.json, model.safetensors and the model card README.md, each through a temporary file, over what stood there.
+
+        dtype: floating tensors are stored as this, e.g. torch.float16 (loading gives the module's own precision back); None keeps theirs.
+        Raises WeightsError where a value is finite now and would not be in `dtype`; TypeError for a config that JSON cannot hold; OSError.
+        """
+        target = Path(folder)
+        _write_leaf(self, target, dtype=dtype)
+        _write_text(target / _CARD, render(card or ModelCard(title=type(self).__name__), parts=_count({type(self).__name__: self})))
+
+    @classmethod
+    def from_pretrained(cls, folder_or_repo_id: str | os.PathLike[str], *, revision: str | None = None) -> Self:
+        """The module saved in a folder (no network) or in a Hugging Face repository at a pinned revision; in eval mode, on the CPU.
+
+        revision: a commit hash or tag; required for a repository, refused for a folder. The caller's random state is left as it was.
+        Raises ConfigError for a config of another class, with a missing, unknown or ill-typed key; WeightsError for weights that are
+        missing, not safetensors, damaged, or do not fit the config exactly.
+        """
+        folder = locate(folder_or_repo_id, revision=revision)
+        config = decode(_config_class(cls), _read_leaf_config(folder, cls), where=f"{folder / _CONFIG}: config")
+        with torch.random.fork_rng(devices=[]):  # the initial values drawn here are overwritten below
+            module = cls(config)  # type: ignore[call-arg]
+        load_strictly(_as_module(module), load_weights(folder / _WEIGHTS), source=str(folder / _WEIGHTS))
+        _as_module(module).eval()
+        return module
+
+    def push_to_hub(
+        self,
+        repo_id: str,
+        *,
+        card: ModelCard | None = None,
+        dtype: torch.dtype | None = None,
+        token: str | None = None,
+        private: bool = True,
+    ) -> str:
+        """Save to a temporary folder and upload it; returns the commit hash, which is the `revision` to load it by.
+
+        token: None uses the token that `hf auth login` stored. A repository that does not exist is created, private unless told otherwise.
+        """
+        with tempfile.TemporaryDirectory() as folder:
+            self.save_pretrained(folder, card=card, dtype=dtype)
+            return upload(folder, repo_id, token=token, private=private)
+
+
+def save_parts(
+    folder: str | os.PathLike[str],
+    parts: Mapping[str, Pretrained],
+    *,
+    system: str,
+    settings: object | None = None,
+    card: ModelCard | None = None,
+    dtype: torch.dtype | None = None,
+) -> None:
+    """Write a system: each part to the sub-folder of its name, one model card, and system.json last.
+
+    system: the class that composes the parts. settings: a frozen dataclass of what is no part's own, such as a diffusion process; see
+    `load_settings`. Raises WeightsError where the folder holds weights that are no part of this system.
+    """
+    target = Path(folder)
+    stale = sorted(path.parent.name for path in target.glob(f"*/{_WEIGHTS}") if path.parent.name not in parts)
+    if stale:
+        raise WeightsError(f"{target} holds weights that are no part of this {system}: {', '.join(stale)}; remove them or save elsewhere")
+    for name, part in parts.items():
+        _write_leaf(part, target / name, dtype=dtype)
+    _write_text(target / _CARD, render(card or ModelCard(title=system), parts=_count(parts)))
+    table = {name: type(part).__name__ for name, part in parts.items()}
+    content = {"format_version": FORMAT_VERSION, "system": system, "settings": encode(settings, where="settings"), "parts": table}
+    _write_json(target / _SYSTEM, content)
+
+
+def load_parts(
+    folder_or_repo_id: str | os.PathLike[str], classes: Mapping[str, type[Pretrained]], *, system: str, revision: str | None = None
+) -> dict[str, Any]:
+    """The parts that `save_parts` stored, by name, each an instance of its class in `classes`; a part that was not saved is absent.
+
+    Raises ConfigError where the folder holds another system or a part that `classes` does not name; else as `Pretrained.from_pretrained`.
+    """
+    folder = locate(folder_or_repo_id, revision=revision)
+    stored = _read_system(folder, system)
+    if not isinstance(stored["parts"], dict) or set(stored["parts"]) - set(classes):
+        raise ConfigError(f"{folder / _SYSTEM} lists the parts {stored['parts']}; a {system} knows {', '.join(classes)}")
+    return {name: classes[name].from_pretrained(folder / name) for name in stored["parts"]}
+
+
+def load_settings(folder_or_repo_id: str | os.PathLike[str], cls: type[T], *, system: str, revision: str | None = None) -> T:
+    """The dataclass `cls` that `save_parts` stored as `settings`. Raises ConfigError where it does not fit exactly."""
+    folder = locate(folder_or_repo_id, revision=revision)
+    return decode(cls, _read_system(folder, system)["settings"], where=f"{folder / _SYSTEM}: settings")
+
+
+def locate(folder_or_repo_id: str | os.PathLike[str], *, revision: str | None = None) -> Path:
+    """A local folder as it is; a Hugging Face repository `owner/name` as the folder its files at `revision` were downloaded to.
+
+    Only configs, weights and the card are fetched. Raises WeightsError for a repository without a pinned revision and for what is neither.
+    """
+    path = Path(folder_or_repo_id)
+    if path.is_dir():
+        if revision is not None:
+            raise WeightsError(f"{path} is a local folder, which has no revision={revision!r}; leave revision out")
+        return path
+    name = str(folder_or_repo_id)
+    if path.exists() or not re.fullmatch(r"[\w.-]+/[\w.-]+", name):
+        raise WeightsError(
+            f"{name} is no folder; expected one written by save_pretrained, or a hub repository as owner/name with revision="
+        )
+    if not revision or revision in _MOVING_REVISIONS:
+        raise WeightsError(
+            f"{name} is no local folder, and as a hub repository it needs a pinned revision (a commit hash or a tag), got {revision!r}; "
+            "weights behind a branch can change unseen"
+        )
+    from huggingface_hub import snapshot_download
+
+    return Path(snapshot_download(name, revision=revision, allow_patterns=_HUB_FILES))
+
+
+def upload(folder: str | os.PathLike[str], repo_id: str, *, token: str | None = None, private: bool = True) -> str:
+    """Upload a saved network or system to a Hugging Face repository, created if need be; returns the commit hash."""
+    from huggingface_hub import HfApi
+
+    api = HfApi(token=token)
+    api.create_repo(repo_id, private=private, exist_ok=True)
+    message = "Upload with pathorestore"
+    return str(api.upload_folder(repo_id=repo_id, folder_path=str(folder), allow_patterns=_HUB_FILES, commit_message=message).oid)
+
+
+def weights_sha256(folder: str | os.PathLike[str]) -> str:
+    """One hexadecimal hash over the names and bytes of all safetensors files of a folder tree, in name order.
+
+    Raises WeightsError if there are none.
+    """
+    root = Path(folder)
+    paths = sorted(root.rglob("*.safetensors"), key=lambda path: path.relative_to(root).as_posix())
+    if not paths:
+        raise WeightsError(f"{root} holds no safetensors file; expected a folder written by save_pretrained")
+    total = hashlib.sha256()
+    for path in paths:
+        with path.open("rb") as file:
+            digest = hashlib.file_digest(file, "sha256").hexdigest()
+        total.update(f"{path.relative_to(root).as_posix()}\0{digest}\n".encode())
+    return total.hexdigest()
+
+
+def load_weights(path: str | os.PathLike[str]) -> dict[str, Tensor]:
+    """The tensors of a safetensors file. Raises WeightsError, unpickling nothing, for a file that is missing, foreign or damaged."""
+    from safetensors import SafetensorError
+    from safetensors.torch import load_file
+
+    file = Path(path)
+    if not file.is_file():
+        raise WeightsError(f"{file} is missing; expected the weights that save_pretrained writes beside {_CONFIG}")
+    with file.open("rb") as stream:
+        head = stream.read(9)
+    if head[8:] != b"{":  # 8 bytes of header length, then a JSON object
+        raise WeightsError(f"{file} is not a safetensors file ({_foreign_kind(head)}); refuse to unpickle: write it with save_pretrained")
+    try:
+        return load_file(file)
+    except SafetensorError as error:
+        raise WeightsError(f"{file} is truncated or damaged ({error}); expected a whole safetensors file: fetch it again") from error
+
+
+def load_strictly(module: nn.Module, state: Mapping[str, Tensor], *, source: str, fresh: tuple[str, ...] = ()) -> None:
+    """Copy `state` into the module, cast to its dtypes, or raise what `check_fit` raises and copy nothing."""
+    check_fit(module, state, source=source, fresh=fresh)
+    module.load_state_dict({**module.state_dict(), **state})
+
+
+def check_fit(module: nn.Module, state: Mapping[str, Tensor], *, source: str, fresh: tuple[str, ...] = ()) -> None:
+    """Raise WeightsError, naming the tensors at fault, unless `state` holds exactly the module's, of the right shapes and finite.
+
+    source: what the message calls the weights. fresh: endings of names that `state` may lack; those tensors keep their initial values.
+    """
+    expected = module.state_dict()
+    missing = [name for name in expected if name not in state and not (fresh and name.endswith(fresh))]
+    extra = [name for name in state if name not in expected]
+    shapes = [
+        f"{name} {tuple(state[name].shape)} instead of {tuple(tensor.shape)}"
+        for name, tensor in expected.items()
+        if name in state and state[name].shape != tensor.shape
+    ]
+    kinds = (("missing", missing), ("extra", extra), ("wrong shape", shapes))
+    faults = [f"{kind}: {_some(names)}" for kind, names in kinds if names]
+    if faults:
+        raise WeightsError(f"{source} does not fit {type(module).__name__}: {'; '.join(faults)}; expected the tensors of its config")
+    broken = [name for name, tensor in state.items() if not torch.isfinite(tensor).all()]
+    if broken:
+        raise WeightsError(f"{source} holds NaN or infinite values in {_some(broken)}; expected finite weights")
+
+
+def _write_leaf(part: Pretrained, folder: Path, *, dtype: torch.dtype | None) -> None:
+    from safetensors.torch import save_file
+
+    config = encode(part.config)  # before anything is written
+    # clones, because safetensors refuses tensors that share memory
+    state = {name: _stored(name, tensor, dtype=dtype) for name, tensor in _as_module(part).state_dict().items()}
+    folder.mkdir(parents=True, exist_ok=True)
+    _replace(folder / _WEIGHTS, lambda path: save_file(state, path, metadata={"format": "pt"}))
+    _write_json(folder / _CONFIG, {"format_version": FORMAT_VERSION, "class": type(part).__name__, "config": config})
+
+
+def _stored(name: str, tensor: Tensor, *, dtype: torch.dtype | None) -> Tensor:
+    stored = tensor.detach().to("cpu", dtype if tensor.is_floating_point() else None).contiguous().clone()
+    if not torch.isfinite(stored).all():
+        raise WeightsError(f"{name} holds values that are not finite as {stored.dtype}; expected finite weights: store a wider dtype")
+    return stored
+
+
+def _read_leaf_config(folder: Path, cls: type[Pretrained]) -> object:
+    if not (folder / _CONFIG).is_file():
+        parts = sorted(path.parent.name for path in folder.glob(f"*/{_CONFIG}"))
+        remedy = f"load one of its sub-folders {', '.join(parts)}" if parts else "expected a folder written by save_pretrained"
+        raise WeightsError(f"{folder} holds no {_CONFIG}; {remedy}")
+    stored = _read_json(folder / _CONFIG, keys=("format_version", "class", "config"))
+    if stored["class"] != cls.__name__:
+        raise ConfigError(f"{folder / _CONFIG} describes a {stored['class']}; expected a {cls.__name__}: load it with {stored['class']}")
+    return stored["config"]
+
+
+def _read_system(folder: Path, system: str) -> dict[str, Any]:
+    if not (folder / _SYSTEM).is_file():
+        raise WeightsError(f"{folder} holds no {_SYSTEM}; expected a folder to which a {system} was saved, to the end")
+    stored = _read_json(folder / _SYSTEM, keys=("format_version", "system", "settings", "parts"))
+    if stored["system"] != system:
+        raise ConfigError(f"{folder / _SYSTEM} describes a {stored['system']}; expected a {system}: load it with {stored['system']}")
+    return stored
+
+
+def _read_json(path: Path, *, keys: tuple[str, ...]) -> dict[str, Any]:
+    try:
+        stored = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:  # not JSON, or not UTF-8
+        raise ConfigError(f"{path} is not JSON ({error}); expected what save_pretrained writes") from error
+    if not isinstance(stored, dict) or set(stored) != set(keys):
+        found = ", ".join(stored) if isinstance(stored, dict) else type(stored).__name__
+        raise ConfigError(f"{path} holds {found or 'no keys'}; expected exactly the keys {', '.join(keys)}")
+    if stored["format_version"] != FORMAT_VERSION:
+        raise ConfigError(f"{path} has format_version {stored['format_version']!r}; this version of pathorestore reads {FORMAT_VERSION}")
+    return stored
+
+
+def _write_json(path: Path, content: object) -> None:
+    _write_text(path, json.dumps(content, indent=2) + "\n")
+
+
+def _write_text(path: Path, text: str) -> None:
+    _replace(path, lambda temporary: temporary.write_text(text, encoding="utf-8"))
+
+
+def _replace(path: Path, write: Callable[[Path], object]) -> None:
+    """Write to a temporary neighbour, then rename it over `path`: readers see the old file or the new one, never half of one."""
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        write(temporary)
+        temporary.replace(path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def _config_class(cls: type[Pretrained]) -> type[Any]:
+    config: type[Any] = get_type_hints(cls.__init__)["config"]
+    return config
+
+
+def _as_module(part: object) -> nn.Module:
+    assert isinstance(part, nn.Module), "Pretrained is mixed into an nn.Module"
+    return part
+
+
+def _count(parts: Mapping[str, Pretrained]) -> dict[str, int]:
+    return {name: sum(parameter.numel() for parameter in _as_module(part).parameters()) for name, part in parts.items()}
+
+
+def _foreign_kind(head: bytes) -> str:
+    if not head:
+        return "it is empty"
+    kinds = {
+        b"PK\x03\x04": "a zip archive, as torch.save writes",
+        b"\x80": "a Python pickle",
+        b"version ": "a Git LFS pointer: run git lfs pull",
+    }
+    return next((kind for magic, kind in kinds.items() if head.startswith(magic)), f"it starts with {head[:8]!r}")
+
+
+def _some(names: list[str], *, at_most: int = 6) -> str:
+    rest = f" and {len(names) - at_most} more" if len(names) > at_most else ""
+    return ", ".join(names[:at_most]) + rest

@@ -1,0 +1,28 @@
+"""Training losses that are not a single call of torch."""
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+
+def fft_magnitude_l1(restored: Tensor, clean: Tensor) -> Tensor:
+    """Mean absolute difference of the two-dimensional Fourier magnitudes (orthonormal) of b c h w images; a scalar."""
+    return (torch.fft.rfft2(restored, norm="ortho").abs() - torch.fft.rfft2(clean, norm="ortho").abs()).abs().mean()
+
+
+def prompt_l1(restored_cls: Tensor, restored_tokens: Tensor, clean_cls: Tensor, clean_tokens: Tensor) -> Tensor:
+    """L1 of the class vectors plus L1 of the patch tokens, each a mean, so that all patches together weigh as much as the class vector."""
+    loss = F.l1_loss(restored_cls, clean_cls)
+    return loss + F.l1_loss(restored_tokens, clean_tokens) if restored_tokens.shape[1] else loss
+
+
+def vicreg(first: Tensor, second: Tensor, *, invariance: float = 25.0, variance: float = 25.0, covariance: float = 1.0) -> Tensor:
+    """Variance-invariance-covariance loss of two views' embeddings b d (Bardes, Ponce, LeCun, ICLR 2022, eq. 6); needs b >= 2; a scalar."""
+    loss = invariance * F.mse_loss(first, second)
+    for view in (first, second):
+        centred = view - view.mean(dim=0)
+        loss = loss + variance * F.relu(1 - (centred.var(dim=0) + 1e-4).sqrt()).mean() / 2
+        matrix = centred.T @ centred / (len(view) - 1)
+        off_diagonal = matrix.square().sum() - matrix.diagonal().square().sum()
+        loss = loss + covariance * off_diagonal / view.shape[1]
+    return loss

@@ -1,0 +1,1 @@
+"""Blocks with parameters that know no paper system."""

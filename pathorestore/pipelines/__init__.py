@@ -1,0 +1,1 @@
+"""Whole systems composed of parts, and what files need: tiles, image files, provenance, batches."""

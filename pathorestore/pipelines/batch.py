@@ -1,0 +1,236 @@
+"""Many files through one piece of work: which output belongs to which input, and a run in which one bad file ends nothing."""
+
+import os
+import traceback
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from time import perf_counter
+from typing import Any, Literal
+
+from pathorestore.pipelines.image_file import READ_SUFFIXES, WRITE_SUFFIXES, ImageFileError
+
+Status = Literal["restored", "skipped", "failed"]
+Existing = Literal["refuse", "overwrite", "skip"]
+
+EXIT_OK, EXIT_SOME_FAILED, EXIT_USAGE, EXIT_INTERRUPTED = 0, 1, 2, 130
+
+
+class PlanError(ValueError):
+    """Inputs and output that do not fit together, found before any work is done."""
+
+
+@dataclass(frozen=True)
+class Job:
+    """One input file and the output it becomes."""
+
+    input: Path
+    output: Path
+
+
+@dataclass(frozen=True, kw_only=True)
+class Done:
+    """What a finished piece of work tells: million pixels, and a sentence for each thing worth knowing."""
+
+    megapixels: float
+    notes: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, kw_only=True)
+class FileResult:
+    """How one file ended. error: one line, empty unless it failed. trace: the traceback of a failure nobody foresaw, else empty."""
+
+    input: Path
+    output: Path
+    status: Status
+    seconds: float = 0.0
+    megapixels: float = 0.0
+    notes: tuple[str, ...] = ()
+    error: str = ""
+    trace: str = ""
+
+
+@dataclass(frozen=True, kw_only=True)
+class BatchReport:
+    """How a batch ended. planned: number of jobs. interrupted: whether it was stopped before the last of them."""
+
+    results: tuple[FileResult, ...]
+    planned: int
+    seconds: float
+    interrupted: bool = False
+
+    def count(self, status: Status) -> int:
+        """Number of files that ended this way."""
+        return sum(result.status == status for result in self.results)
+
+    @property
+    def exit_code(self) -> int:
+        """0 if every file is restored or skipped, 1 if some failed, 130 if interrupted."""
+        if self.interrupted:
+            return EXIT_INTERRUPTED
+        return EXIT_SOME_FAILED if self.count("failed") else EXIT_OK
+
+    def to_dict(self) -> dict[str, Any]:
+        """The report as JSON-able values, without tracebacks."""
+        files = [asdict(result) | {"input": str(result.input), "output": str(result.output)} for result in self.results]
+        for entry in files:
+            del entry["trace"]
+        summary: dict[str, Any] = {status: self.count(status) for status in ("restored", "skipped", "failed")}
+        summary |= {
+            "not_run": self.planned - len(self.results),
+            "megapixels": sum(result.megapixels for result in self.results),
+            "seconds": self.seconds,
+            "interrupted": self.interrupted,
+            "exit_code": self.exit_code,
+        }
+        return {"files": files, "summary": summary}
+
+
+def plan_outputs(inputs: Sequence[str | Path], output: str | Path) -> list[Job]:
+    """Decide every output before the first file is read, in an order that depends on names only.
+
+    One file becomes `output`, or `output/name` where output is a folder: an existing one, one written with a trailing slash, or a name
+    without a suffix. A folder is searched for images by suffix, hidden files and folders and the output folder itself left out, and its
+    tree is mirrored under `output`. Several inputs need a folder. Names are kept; a suffix that cannot be written gets ".png" behind it.
+    A file that does not exist is planned all the same: it fails in the run, the others do not.
+    Raises PlanError if the output cannot be a folder, two inputs want one output, an output is an input, or a folder holds no image.
+    """
+    if not inputs:
+        raise PlanError("no input given; name at least one image file or folder")
+    paths, target = [Path(item) for item in inputs], Path(output)
+    single_file = len(paths) == 1 and not paths[0].is_dir()
+    _check_folders(target if not single_file else target.parent)
+    if single_file and not _is_folder(output):
+        jobs = [Job(paths[0], target)]
+    else:
+        if not _is_folder(output):
+            what = "a folder becomes" if len(paths) == 1 else "several inputs become"
+            raise PlanError(f"{what} a folder, but {target} is the name of a file; name a folder, e.g. -o {target.with_suffix('')}/")
+        _check_folders(target)
+        jobs = [job for path in paths for job in _jobs_under(path, target)]
+    jobs = list(dict.fromkeys(jobs))  # the same input named twice
+    _check_collisions(jobs)
+    return jobs
+
+
+def run_batch(
+    jobs: Sequence[Job],
+    work: Callable[[Job], Done],
+    *,
+    existing: Existing = "refuse",
+    on_result: Callable[[FileResult], None] = lambda _: None,
+) -> BatchReport:
+    """Do `work` on every job in order; a failure becomes a line of the report and the next file is taken.
+
+    existing: what to do about an output that is there already: "refuse" fails the file, "skip" leaves it and does no work, "overwrite" lets
+    the work replace it. on_result: called after each file. An interruption (KeyboardInterrupt) ends the batch; what is done stays.
+    """
+    results: list[FileResult] = []
+    start, interrupted = perf_counter(), False
+    try:
+        for job in jobs:
+            result = _run_one(job, work, existing)
+            results.append(result)
+            on_result(result)
+    except KeyboardInterrupt:
+        interrupted = True
+    return BatchReport(results=tuple(results), planned=len(jobs), seconds=perf_counter() - start, interrupted=interrupted)
+
+
+def explain(error: BaseException) -> str:
+    """One line for a user: what could not be done to which file, or the kind of a failure that nobody foresaw."""
+    if isinstance(error, OSError) and error.filename is not None:
+        reason = error.strerror or type(error).__name__
+        return f"{error.filename}: {reason[:1].lower()}{reason[1:]}"
+    if _is_out_of_memory(error):
+        return "out of memory; try a smaller --tile, or another --device"
+    text = " ".join(str(error).split())
+    return text if isinstance(error, ValueError | OSError) and text else f"unexpected {type(error).__name__}: {text or 'no message'}"
+
+
+def _run_one(job: Job, work: Callable[[Job], Done], existing: Existing) -> FileResult:
+    start = perf_counter()
+    try:
+        there = job.output.is_file()
+        if there and existing == "skip":
+            return FileResult(input=job.input, output=job.output, status="skipped", notes=("output exists",))
+        if there and existing == "refuse":
+            raise ImageFileError(f"{job.output}: exists already; --overwrite replaces it, --skip-existing leaves it")
+        done = work(job)
+    except Exception as error:
+        line = explain(error)
+        line = line if str(job.input) in line or str(job.output) in line else f"{job.input}: {line}"
+        foreseen = isinstance(error, ImageFileError | OSError)
+        trace = "" if foreseen else traceback.format_exc()
+        return FileResult(input=job.input, output=job.output, status="failed", seconds=perf_counter() - start, error=line, trace=trace)
+    return FileResult(
+        input=job.input,
+        output=job.output,
+        status="restored",
+        seconds=perf_counter() - start,
+        megapixels=done.megapixels,
+        notes=done.notes,
+    )
+
+
+def _is_out_of_memory(error: BaseException) -> bool:
+    return isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError" or "can't allocate memory" in str(error)
+
+
+def _is_folder(output: str | Path) -> bool:
+    path = Path(output)
+    return path.is_dir() or str(output).endswith(("/", os.sep)) or not (path.suffix or path.exists())
+
+
+def _jobs_under(path: Path, target: Path) -> Iterator[Job]:
+    if not path.is_dir():
+        yield Job(path, target / _output_name(path.name))
+        return
+    found = sorted(_images_under(path, target), key=lambda image: image.relative_to(path).parts)
+    if not found:
+        raise PlanError(f"{path}: holds no images; looked for {', '.join(READ_SUFFIXES)} in it and below, hidden files left out")
+    for image in found:
+        relative = image.relative_to(path)
+        yield Job(image, target / relative.parent / _output_name(relative.name))
+
+
+def _images_under(folder: Path, target: Path) -> Iterator[Path]:
+    output = target.resolve()
+    inside = output != folder.resolve()  # an output equal to the folder itself is found out as output = input
+    for here, folders, names in os.walk(folder, onerror=_raise):
+        folders[:] = [name for name in folders if not name.startswith(".") and not (inside and (Path(here) / name).resolve() == output)]
+        yield from (Path(here) / name for name in names if not name.startswith(".") and Path(name).suffix.lower() in READ_SUFFIXES)
+
+
+def _output_name(name: str) -> str:
+    return name if Path(name).suffix.lower() in WRITE_SUFFIXES else f"{name}.png"
+
+
+def _check_folders(folder: Path) -> None:
+    """Raise PlanError if the nearest existing thing on the way to a folder is not a folder."""
+    nearest = next(path for path in (folder, *folder.parents) if path.exists() or path == path.parent or str(path) == ".")
+    if nearest.exists() and not nearest.is_dir():
+        raise PlanError(f"{nearest}: is a file, so nothing can be written below it; name another output folder")
+
+
+def _check_collisions(jobs: Iterable[Job]) -> None:
+    inputs = {_identity(job.input): job.input for job in jobs if job.input.exists()}
+    taken: dict[Path, Path] = {}
+    for job in jobs:
+        other = taken.setdefault(job.output, job.input)
+        if other != job.input:
+            raise PlanError(
+                f"{other} and {job.input} would both be written to {job.output}; restore a folder that holds both, or run them one by one"
+            )
+        if job.output.exists() and _identity(job.output) in inputs:
+            source = inputs[_identity(job.output)]
+            raise PlanError(f"{job.output}: is the input {source} itself; inputs are never replaced, name another output folder or file")
+
+
+def _identity(path: Path) -> tuple[int, int]:
+    status = path.stat()
+    return status.st_dev, status.st_ino
+
+
+def _raise(error: OSError) -> None:
+    raise error

@@ -1,0 +1,149 @@
+"""One image file in, one image file out, with everything that must survive the trip: depth, gray, alpha, pixel size, ICC, provenance."""
+
+import hashlib
+import warnings
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from pathorestore.image import check_image
+from pathorestore.pipelines.atomic import write_atomic
+from pathorestore.pipelines.pillow_file import decode_bmp, decode_jpeg, decode_png, encode_jpeg, encode_png
+from pathorestore.pipelines.provenance import Provenance
+from pathorestore.pipelines.raster import DEFAULT_MAX_PIXELS, ImageFileError, Pixels, Raster, rounded, sniff
+from pathorestore.pipelines.tiff_file import decode_tiff, encode_tiff
+
+__all__ = ["DEFAULT_MAX_PIXELS", "READ_SUFFIXES", "WRITE_SUFFIXES", "ImageFile", "ImageFileError", "read_image_file", "write_image_file"]
+
+Encoder = Callable[[Raster, Provenance], tuple[bytes, tuple[str, ...]]]
+
+_DECODERS = {"PNG": decode_png, "JPEG": decode_jpeg, "TIFF": decode_tiff, "BMP": decode_bmp}
+_ENCODERS: dict[str, Encoder] = {".png": encode_png, ".jpg": encode_jpeg, ".jpeg": encode_jpeg, ".tif": encode_tiff, ".tiff": encode_tiff}
+
+READ_SUFFIXES = (".bmp", ".jpeg", ".jpg", ".png", ".tif", ".tiff")
+WRITE_SUFFIXES = tuple(sorted(_ENCODERS))  # no BMP: it has no place for the provenance
+
+# ITU-R BT.709 luminance, which sums to one: a gray picture that stayed gray comes back unchanged.
+_LUMINANCE = np.array([0.2126, 0.7152, 0.0722])
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class ImageFile:
+    """An image with what its file said about it.
+
+    image: 1 3 h w float32 in [0, 1], RGB, upright. bit_depth: 8 or 16. mode: "gray" or "rgb", as stored. alpha: h w of the stored dtype,
+    or None. icc: profile of the pixels. pixel_um: side of a pixel, None if the file does not say. input_sha256: of the file's bytes.
+    format: "PNG", "JPEG", "TIFF" or "BMP". notes: a sentence for each thing that the reader changed.
+    """
+
+    path: Path
+    image: Tensor
+    bit_depth: Literal[8, 16]
+    mode: Literal["gray", "rgb"]
+    alpha: Pixels | None
+    icc: bytes | None
+    pixel_um: float | None
+    input_sha256: str
+    format: str
+    notes: tuple[str, ...]
+
+    @property
+    def has_alpha(self) -> bool:
+        """Whether the file has an alpha plane."""
+        return self.alpha is not None
+
+    @property
+    def megapixels(self) -> float:
+        """Million pixels."""
+        return self.image.shape[-1] * self.image.shape[-2] / 1e6
+
+
+def read_image_file(path: Path, *, max_pixels: int = DEFAULT_MAX_PIXELS) -> ImageFile:
+    """Read a PNG, JPEG, TIFF or BMP, whatever its suffix says.
+
+    Palettes are looked up, CMYK becomes sRGB, EXIF and TIFF orientation is applied. The size is checked against `max_pixels` in the header,
+    before anything is decoded. Raises OSError if the file cannot be opened, ImageFileError if it is no image, damaged, or too large.
+    """
+    if path.exists() and not path.is_file():
+        raise ImageFileError(f"{path}: is {'a folder' if path.is_dir() else 'not a regular file'}; expected an image file")
+    with path.open("rb") as file, warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # decoders warn about odd metadata, which is not what is wanted of the file
+        kind = "image"
+        try:
+            kind = sniff(file)
+            raster = _DECODERS[kind](file, max_pixels)
+        except ImageFileError as error:
+            raise ImageFileError(f"{path}: {error}") from error
+        except MemoryError:
+            raise
+        except Exception as error:  # a damaged file makes decoders raise almost anything
+            raise ImageFileError(f"{path}: damaged or truncated {kind} ({_one_line(error)}); copy or export it again") from error
+        file.seek(0)
+        digest = hashlib.file_digest(file, "sha256").hexdigest()
+    return _image_file(path, raster, kind, digest)
+
+
+def write_image_file(path: Path, image: Tensor, like: ImageFile, provenance: Provenance, *, overwrite: bool = False) -> tuple[str, ...]:
+    """Write an image 1 3 h w as `like` was stored: its depth, gray, alpha, pixel size and ICC profile; and the provenance.
+
+    The suffix picks the format. The file appears whole or not at all. Returns a sentence for each thing the format could not hold.
+    Raises ImageFileError for an unknown suffix, an existing file without `overwrite`, or the input itself (through links too);
+    OSError if it cannot be written; ValueError if the image is not of the size of `like`, not finite, or outside [0, 1].
+    """
+    encode = check_target(path, like.path, overwrite=overwrite)
+    check_image(image)
+    if image.shape != like.image.shape:
+        raise ValueError(f"image has shape {tuple(image.shape)}; expected {tuple(like.image.shape)}, the shape of {like.path}")
+    pixels = image[0].permute(1, 2, 0).detach().cpu().numpy()
+    if like.mode == "gray":
+        pixels = (pixels.astype(np.float64) @ _LUMINANCE)[..., None]
+    raster = Raster(pixels=rounded(pixels, like.bit_depth), alpha=like.alpha, icc=like.icc, pixel_um=like.pixel_um)
+    try:
+        data, notes = encode(raster, provenance)
+    except ImageFileError as error:
+        raise ImageFileError(f"{path}: {error}") from error
+    check_target(path, like.path, overwrite=overwrite)  # encoding took a while
+    write_atomic(path, data)
+    return notes
+
+
+def check_target(path: Path, input_path: Path, *, overwrite: bool) -> Encoder:
+    """The encoder for an output path that may be written. Raises ImageFileError with the remedy for one that may not."""
+    suffix = path.suffix.lower()
+    if suffix not in _ENCODERS:
+        why = "BMP has no place for the provenance" if suffix == ".bmp" else f"{suffix or 'no suffix'!r} is not a format written here"
+        raise ImageFileError(f"{path}: {why}; name the output with one of {', '.join(WRITE_SUFFIXES)}")
+    if path.is_dir():
+        raise ImageFileError(f"{path}: is a folder; expected the path of a file")
+    if path.exists() and input_path.exists() and path.samefile(input_path):
+        raise ImageFileError(f"{path}: is the input itself; write to another file or folder, the input is never replaced")
+    if not overwrite and (path.exists() or path.is_symlink()):
+        raise ImageFileError(f"{path}: exists already; --overwrite replaces it, --skip-existing leaves it")
+    return _ENCODERS[suffix]
+
+
+def _image_file(path: Path, raster: Raster, kind: str, digest: str) -> ImageFile:
+    top = np.iinfo(raster.pixels.dtype).max
+    planes = torch.from_numpy(raster.pixels.astype(np.float32) / np.float32(top)).permute(2, 0, 1)[None]
+    return ImageFile(
+        path=path,
+        image=planes.expand(1, 3, -1, -1).contiguous(),
+        bit_depth=8 if raster.pixels.dtype == np.uint8 else 16,
+        mode="gray" if raster.pixels.shape[2] == 1 else "rgb",
+        alpha=raster.alpha,
+        icc=raster.icc,
+        pixel_um=raster.pixel_um,
+        input_sha256=digest,
+        format=kind,
+        notes=raster.notes,
+    )
+
+
+def _one_line(error: Exception) -> str:
+    text = " ".join(str(error).split()) or type(error).__name__
+    return text if len(text) <= 120 else text[:117] + "..."

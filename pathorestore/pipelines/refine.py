@@ -1,0 +1,66 @@
+"""Fine stages: what turns a coarse image into the restored one."""
+
+from typing import Protocol
+
+from torch import Tensor, nn
+
+from pathorestore.diffusion.resshift import ResShift
+from pathorestore.diffusion.sampling import sample
+from pathorestore.functional.noise import NoiseField
+from pathorestore.models.latent import WorkingSpace
+from pathorestore.models.pdiffusion import Conditions, PDiffusion
+from pathorestore.models.prompts import Prompts
+
+
+class Refiner(Protocol):
+    """multiple_px: sides of the images it takes must be multiples of this."""
+
+    multiple_px: int
+
+    def __call__(self, coarse: Tensor, degraded: Tensor, prompts: Prompts, *, noise: NoiseField) -> Tensor:
+        """The restored image b 3 h w, unclamped."""
+        ...
+
+
+class KeepCoarse(nn.Module):
+    """The fine stage that changes nothing."""
+
+    multiple_px = 1
+
+    def forward(self, coarse: Tensor, degraded: Tensor, prompts: Prompts, *, noise: NoiseField) -> Tensor:
+        """Return the coarse image."""
+        del degraded, prompts, noise
+        return coarse
+
+
+class DiffusionRefiner(nn.Module):
+    """P-diffusion run through a `ResShift` chain from the coarse image."""
+
+    def __init__(self, denoiser: PDiffusion, process: ResShift, space: WorkingSpace | None = None):
+        super().__init__()
+        self.denoiser, self.process = denoiser, process
+        self.space = space or denoiser.own_space()
+
+    @property
+    def multiple_px(self) -> int:
+        """Sides of the images it takes must be multiples of this."""
+        return self.denoiser.multiple_px
+
+    def forward(self, coarse: Tensor, degraded: Tensor, prompts: Prompts, *, noise: NoiseField) -> Tensor:
+        """Restore b 3 h w images; the result is unclamped."""
+        start = self.space.encode(coarse)
+        conditions = self.denoiser.condition(start, self.space.encode(degraded), prompts)
+        denoise = _Conditioned(self.denoiser, conditions, bounded=self.space.bounded)
+        return self.space.decode(sample(denoise, self.process, start, lambda step: self.space.noise(noise, step, start)))
+
+
+class _Conditioned:
+    """The denoiser with the conditions of one batch, clipping predictions where the space is bounded."""
+
+    def __init__(self, denoiser: PDiffusion, conditions: Conditions, *, bounded: bool):
+        self.denoiser, self.conditions, self.bounded = denoiser, conditions, bounded
+
+    def __call__(self, scaled_state: Tensor, t: Tensor) -> Tensor:
+        clean: Tensor = self.denoiser(scaled_state, t, self.conditions)
+        return clean.clamp(-1, 1) if self.bounded else clean
+

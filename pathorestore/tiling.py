@@ -1,0 +1,117 @@
+"""Tiles: where they lie, how they are weighted, and how their results become one image.
+
+Weights are integers that sum to one whole at every pixel, and sums are 64-bit integers. Integer addition does not care about order, so the blended
+image is the same bit pattern whatever the order, the batch size or the number of workers.
+"""
+
+import math
+from dataclasses import dataclass
+from functools import cached_property
+
+import torch
+from torch import Tensor
+
+_WHOLE = 1 << 10  # one along each axis, so that a pixel's weights sum to 2^20
+_FRACTION_BITS = 31  # of a value: every k/255 in float32 is a multiple of 2^-31, so 8-bit images pass unchanged
+
+
+@dataclass(frozen=True)
+class Axis:
+    """Tiles along one axis: starts in px, and integer weights (tiles, tile_px) that sum to 1024 at every covered pixel."""
+
+    length_px: int
+    tile_px: int
+    overlap_px: int
+
+    @cached_property
+    def starts_px(self) -> tuple[int, ...]:
+        """Tile starts: a fixed stride, the last one moved back so that it ends with the image."""
+        stride = self.tile_px - self.overlap_px
+        count = 1 + max(0, math.ceil((self.length_px - self.tile_px) / stride))
+        return tuple(min(index * stride, self.length_px - self.tile_px) for index in range(count))
+
+    @cached_property
+    def weights(self) -> Tensor:
+        """Raised cosine over each overlap, rounded so that the partition of unity is exact; int64 (tiles, tile_px)."""
+        raw = torch.ones(len(self.starts_px), self.tile_px, dtype=torch.float64)
+        for index, (start, after) in enumerate(zip(self.starts_px, self.starts_px[1:], strict=False)):
+            overlap = start + self.tile_px - after
+            if overlap > 0:
+                ramp = torch.sin(torch.pi / 2 * (torch.arange(overlap, dtype=torch.float64) + 0.5) / overlap) ** 2
+                raw[index + 1, :overlap] *= ramp
+                raw[index, self.tile_px - overlap :] *= 1 - ramp
+        # a clamped last tile can overlap more than its neighbour: normalise, then round the running sum so that the roundings cancel
+        canvas = torch.zeros(len(self.starts_px), self.length_px, dtype=torch.float64)
+        for index, start in enumerate(self.starts_px):
+            canvas[index, start : start + self.tile_px] = raw[index].clamp_min(1e-9)
+        running = (canvas / canvas.sum(dim=0)).cumsum(dim=0).mul(_WHOLE).round().long()
+        exact = torch.diff(running, dim=0, prepend=torch.zeros(1, self.length_px, dtype=torch.long))
+        return torch.stack([exact[index, start : start + self.tile_px] for index, start in enumerate(self.starts_px)])
+
+
+@dataclass(frozen=True)
+class TilePlan:
+    """Square tiles over an image of height_px x width_px, each exactly tile_px on a side; the image must be at least one tile large.
+
+    Raises ValueError if the overlap leaves no stride or a third tile would reach into an overlap.
+    """
+
+    height_px: int
+    width_px: int
+    tile_px: int
+    overlap_px: int
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.overlap_px <= self.tile_px // 2:
+            raise ValueError(f"overlap_px={self.overlap_px} must be between 0 and half of tile_px={self.tile_px}; try {self.tile_px // 8}")
+        if min(self.height_px, self.width_px) < self.tile_px:
+            raise ValueError(f"an image of {self.height_px} x {self.width_px} px is smaller than tile_px={self.tile_px}; pad it first")
+
+    @cached_property
+    def rows(self) -> Axis:
+        """The vertical axis."""
+        return Axis(self.height_px, self.tile_px, self.overlap_px)
+
+    @cached_property
+    def columns(self) -> Axis:
+        """The horizontal axis."""
+        return Axis(self.width_px, self.tile_px, self.overlap_px)
+
+    @cached_property
+    def origins_px(self) -> tuple[tuple[int, int], ...]:
+        """(y, x) of every tile's top-left corner, row by row."""
+        return tuple((y, x) for y in self.rows.starts_px for x in self.columns.starts_px)
+
+    def __len__(self) -> int:
+        return len(self.rows.starts_px) * len(self.columns.starts_px)
+
+    def weight(self, index: int) -> Tensor:
+        """Integer weights tile_px x tile_px of a tile; over all tiles they sum to 2^20 at every pixel."""
+        row, column = divmod(index, len(self.columns.starts_px))
+        return self.rows.weights[row][:, None] * self.columns.weights[column][None, :]
+
+    def cut(self, image: Tensor, index: int) -> Tensor:
+        """A view of tile `index` of an image b c h w."""
+        y, x = self.origins_px[index]
+        return image[..., y : y + self.tile_px, x : x + self.tile_px]
+
+
+class Accumulator:
+    """Sums weighted tiles of b c h w in 64-bit fixed point; `image` is the blend once every tile was added. Values must stay within +-1024."""
+
+    def __init__(self, plan: TilePlan, *, batch: int, channels: int):
+        self.plan = plan
+        self._sum = torch.zeros(batch, channels, plan.height_px, plan.width_px, dtype=torch.int64)
+
+    def add(self, index: int, tile: Tensor) -> None:
+        """Add the result of tile `index`, b c tile_px tile_px. Raises ValueError if it is not finite or of another size."""
+        if tile.shape[-2:] != (self.plan.tile_px, self.plan.tile_px):
+            raise ValueError(f"tile {index} is {tuple(tile.shape[-2:])} px; the plan's tiles are {self.plan.tile_px} px on a side")
+        if not bool(torch.isfinite(tile).all()):
+            raise ValueError(f"tile {index} at {self.plan.origins_px[index]} holds NaN or infinite values; try precision fp32")
+        fixed = torch.round(tile.detach().cpu().double() * (1 << _FRACTION_BITS)).long()
+        self.plan.cut(self._sum, index).add_(fixed * self.plan.weight(index))
+
+    def image(self) -> Tensor:
+        """The blended image, b c h w float32."""
+        return (self._sum.double() / float(_WHOLE * _WHOLE << _FRACTION_BITS)).float()

@@ -1,0 +1,237 @@
+"""Tiles and restorers made of them."""
+
+from typing import NamedTuple
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import nn
+
+from pathorestore.diffusion.resshift import ResShift
+from pathorestore.functional.noise import NoiseField
+from pathorestore.models.defocus import DefocusEstimator, DefocusEstimatorConfig
+from pathorestore.models.encoders import TinyEncoder, TinyEncoderConfig
+from pathorestore.models.pdiffusion import PDiffusion, PDiffusionConfig
+from pathorestore.models.pformer import PFormer, PFormerConfig
+from pathorestore.models.prompts import EdgePrompt, EdgePromptConfig, PathologyPrompt, PathologyPromptConfig, Prompter
+from pathorestore.pipelines.mop import MoPRestorer
+from pathorestore.pipelines.refine import DiffusionRefiner, KeepCoarse
+from pathorestore.pipelines.tiled import TiledRestorer
+from pathorestore.tiling import Accumulator, TilePlan
+
+
+@st.composite
+def plans(draw):
+    tile = draw(st.integers(8, 48))
+    return TilePlan(draw(st.integers(tile, 5 * tile)), draw(st.integers(tile, 3 * tile)), tile, draw(st.integers(0, tile // 2)))
+
+
+@given(plan=plans())
+def test_integer_weights_are_an_exact_partition_of_unity(plan):
+    total = torch.zeros(plan.height_px, plan.width_px, dtype=torch.int64)
+    for index in range(len(plan)):
+        assert plan.weight(index).min() >= 0
+        plan.cut(total[None, None], index)[0, 0].add_(plan.weight(index))
+    assert torch.equal(total, torch.full_like(total, 1 << 20))
+
+
+@given(plan=plans(), seed=st.integers(0, 5))
+def test_tiles_of_an_8_bit_image_blend_back_to_the_same_bits_in_any_order(plan, seed):
+    generator = torch.Generator().manual_seed(seed)
+    image = torch.randint(0, 256, (1, 3, plan.height_px, plan.width_px), generator=generator) / 255
+    blend = Accumulator(plan, batch=1, channels=3)
+    for index in torch.randperm(len(plan), generator=generator).tolist():
+        blend.add(index, plan.cut(image, index))
+    assert torch.equal(blend.image(), image)
+
+
+@given(plan=plans(), seed=st.integers(0, 5))
+def test_the_blend_of_different_tiles_does_not_depend_on_their_order(plan, seed):
+    generator = torch.Generator().manual_seed(seed)
+    tiles = torch.randn(len(plan), 1, 3, plan.tile_px, plan.tile_px, generator=generator)
+    images = []
+    for order in (range(len(plan)), torch.randperm(len(plan), generator=generator).tolist()):
+        blend = Accumulator(plan, batch=1, channels=3)
+        for index in order:
+            blend.add(index, tiles[index])
+        images.append(blend.image())
+    assert torch.equal(*images)
+
+
+def test_a_seam_between_unequal_tiles_is_a_ramp_and_not_a_step():
+    plan = TilePlan(64, 112, 64, 16)
+    blend = Accumulator(plan, batch=1, channels=1)
+    blend.add(0, torch.zeros(1, 1, 64, 64))
+    blend.add(1, torch.ones(1, 1, 64, 64))
+    row = blend.image()[0, 0, 30]
+    assert torch.equal(row[:48], torch.zeros(48))
+    assert torch.equal(row[64:], torch.ones(48))
+    assert row.diff().min() >= 0
+    assert row.diff().max() < 0.12  # a raised cosine over 16 px climbs at most pi / 32 a pixel
+
+
+def test_tiles_that_are_not_finite_or_of_another_size_are_refused():
+    blend = Accumulator(TilePlan(8, 8, 8, 0), batch=1, channels=3)
+    with pytest.raises(ValueError, match="NaN"):
+        blend.add(0, torch.full((1, 3, 8, 8), float("nan")))
+    with pytest.raises(ValueError, match="8 px on a side"):
+        blend.add(0, torch.zeros(1, 3, 4, 8))
+
+
+@pytest.mark.parametrize(("args", "says"), [((64, 64, 32, 17), "half of tile_px"), ((16, 64, 32, 4), "smaller than tile_px")])
+def test_impossible_plans_are_refused(args, says):
+    with pytest.raises(ValueError, match=says):
+        TilePlan(*args)
+
+
+class _NoContext(NamedTuple):
+    nothing: torch.Tensor
+
+
+class _Local:
+    """A restorer whose every output pixel depends on the 5 x 5 pixels around it."""
+
+    tile_px, multiple_px = 32, 1
+
+    def __init__(self):
+        torch.manual_seed(0)
+        self.blur = nn.Conv2d(3, 3, 5, padding=2, padding_mode="replicate").requires_grad_(False)
+        self.seen = []
+
+    def prepare(self, degraded):
+        self.seen.append(tuple(degraded.shape[-2:]))
+        return _NoContext(degraded.new_zeros(len(degraded), 1))
+
+    @property
+    def stages(self):
+        return (lambda current, degraded, context, noise: current + 0.01 * self.blur(degraded),)
+
+    def restore(self, image, *, seed=0):
+        return self.stages[0](image, image, None, None).clamp(0, 1)
+
+
+@settings(max_examples=10)
+@given(h=st.integers(1, 90), w=st.integers(1, 90))
+def test_a_local_restorer_gives_the_same_in_tiles_as_whole_away_from_seams(h, w):
+    """Where a pixel's whole neighbourhood lies in each tile that holds it; the ramp gives a tile's rim little weight."""
+    local, image = _Local(), torch.rand(1, 3, h, w, generator=torch.Generator().manual_seed(h * 100 + w)) * 0.5 + 0.25
+    tiled = TiledRestorer(local, tile_px=32, overlap_px=16).restore(image)
+    assert tiled.shape == image.shape
+    assert set(local.seen) == {(32, 32)}
+    whole = local.restore(image)
+    plan_h, plan_w = max(h, 32), max(w, 32)
+    near_seam = torch.zeros(plan_h, plan_w, dtype=torch.bool)
+    plan = TilePlan(plan_h, plan_w, 32, 16)
+    for y in plan.rows.starts_px:
+        for edge in (y, y + 32):
+            near_seam[max(edge - 2, 0) : edge + 2] = True
+    for x in plan.columns.starts_px:
+        for edge in (x, x + 32):
+            near_seam[:, max(edge - 2, 0) : edge + 2] = True
+    if h < 32 or w < 32:
+        near_seam[max(h - 2, 0) :], near_seam[:, max(w - 2, 0) :] = True, True
+    far = ~near_seam[:h, :w]
+    assert torch.allclose(tiled[..., far], whole[..., far], atol=1e-6)
+    assert (tiled - whole).abs().max() < 0.05
+
+
+def test_an_identity_restorer_returns_the_same_bits_whatever_the_size():
+    class Identity(_Local):
+        @property
+        def stages(self):
+            return (lambda current, degraded, context, noise: current,)
+
+    for h, w in ((1, 1), (31, 17), (1, 200), (100, 77)):
+        image = torch.randint(0, 256, (2, 3, h, w)) / 255
+        assert torch.equal(TiledRestorer(Identity(), tile_px=32, overlap_px=8).restore(image), image)
+
+
+@pytest.fixture(scope="module")
+def mop():
+    """An untrained two-stage restorer whose every part does something."""
+    torch.manual_seed(0)
+    encoder, defocus = TinyEncoder(TinyEncoderConfig.tiny()), DefocusEstimator(DefocusEstimatorConfig.tiny())
+    prompter = Prompter(encoder, defocus, PathologyPrompt(PathologyPromptConfig.tiny()), EdgePrompt(EdgePromptConfig.tiny()))
+    fine = PDiffusion(PDiffusionConfig.tiny())
+    for module in (fine.fuse_edge, fine.cross_down.attention.out, fine.cross_up.attention.out, prompter.pathology.out_proj):
+        nn.init.normal_(module.weight, std=0.2)
+    return MoPRestorer(prompter, PFormer(PFormerConfig.tiny()), DiffusionRefiner(fine, ResShift(kappa=1.0, min_noise=0.1))).eval()
+
+
+def _tissue(height, width):
+    coarse = torch.rand(1, 3, height // 4 + 1, width // 4 + 1, generator=torch.Generator().manual_seed(1))
+    return nn.functional.interpolate(coarse, size=(height, width), mode="bilinear")
+
+
+def test_the_result_is_bitwise_the_same_for_any_tile_order_and_batch_size(mop):
+    image = _tissue(150, 200)
+    results = [
+        TiledRestorer(mop, tile_px=128, overlap_px=32, **options).restore(image, seed=3)
+        for options in ({}, {"batch_size": 3}, {"order": lambda count: range(count - 1, -1, -1)}, {"context_bytes": 0})
+    ]
+    assert all(torch.equal(result, results[0]) for result in results[1:])
+    assert not torch.equal(TiledRestorer(mop, tile_px=128, overlap_px=32).restore(image, seed=4), results[0])
+
+
+def test_an_image_is_restored_alike_alone_and_in_a_batch(mop):
+    images = torch.cat([_tissue(128, 128), _tissue(128, 128).flip(2)])
+    tiled = TiledRestorer(mop, tile_px=128, overlap_px=0)
+    assert torch.equal(tiled.restore(images)[1:], tiled.restore(images[1:]))
+    assert torch.allclose(mop.restore(images)[1:], mop.restore(images[1:]), atol=1e-5)
+
+
+def test_one_tile_is_the_whole_image(mop):
+    image = _tissue(128, 128)
+    assert torch.allclose(TiledRestorer(mop, tile_px=128, overlap_px=32).restore(image, seed=1), mop.restore(image, seed=1), atol=1e-6)
+
+
+def test_no_part_ever_sees_more_than_a_tile(mop):
+    largest = []
+    hooks = [
+        module.register_forward_pre_hook(lambda _, args: largest.append(args[0].shape[-2] * args[0].shape[-1]) if args[0].ndim == 4 else None)
+        for module in mop.modules()
+    ]
+    TiledRestorer(mop, tile_px=128, overlap_px=32).restore(_tissue(200, 150))
+    for hook in hooks:
+        hook.remove()
+    assert max(largest) == 128 * 128
+
+
+def test_progress_counts_every_tile_of_every_stage_once(mop):
+    calls = []
+    TiledRestorer(mop, tile_px=128, overlap_px=32, progress=lambda done, total: calls.append((done, total))).restore(_tissue(150, 128))
+    assert calls == [(n, 4) for n in range(1, 5)]
+
+
+def test_coarse_only_and_fewer_steps_are_restorers_too(mop):
+    image = _tissue(64, 64)
+    coarse = mop.coarse_only()
+    assert isinstance(coarse.fine, KeepCoarse)
+    assert coarse.restore(image).shape == mop.with_steps(1).restore(image).shape == image.shape
+    assert not torch.equal(coarse.restore(image), mop.restore(image))
+    with pytest.raises(ValueError, match="between 1 and the 4"):
+        mop.with_steps(9)
+    with pytest.raises(ValueError, match="no diffusion stage"):
+        coarse.with_steps(1)
+
+
+def test_the_whole_system_is_differentiable_and_repeatable(mop):
+    image = _tissue(128, 128).requires_grad_()
+    mop(image, noise=NoiseField.whole(0, 1)).square().mean().backward()
+    assert image.grad.abs().sum() > 0
+    assert torch.equal(mop.restore(image.detach(), seed=5), mop.restore(image.detach(), seed=5))
+
+
+def test_a_saved_system_restores_the_same_bits(mop, tmp_path):
+    mop.save_pretrained(tmp_path / "model")
+    loaded, image = MoPRestorer.from_pretrained(tmp_path / "model"), _tissue(70, 90)
+    assert torch.equal(loaded.restore(image, seed=2), mop.restore(image, seed=2))
+    mop.coarse_only().save_pretrained(tmp_path / "coarse")
+    assert isinstance(MoPRestorer.from_pretrained(tmp_path / "coarse").fine, KeepCoarse)
+
+
+@pytest.mark.parametrize(("options", "says"), [({"tile_px": 100}, "multiple of 128"), ({"overlap_px": 200}, "half of tile_px"), ({"batch_size": 0}, "at least 1")])
+def test_impossible_tilings_are_refused(mop, options, says):
+    with pytest.raises(ValueError, match=says):
+        TiledRestorer(mop, **options)
