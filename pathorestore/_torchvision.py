@@ -1,8 +1,8 @@
 """Make `import torchvision` work where its compiled operators cannot load.
 
-A torchvision wheel built for CUDA beside a CPU-only torch raises at import ("operator torchvision::nms does not exist") and takes timm, lpips,
-torchmetrics and lightning with it. Declaring the schemas that its Python code registers fakes for is enough: none of those packages needs the
-operators themselves. Nothing happens where torchvision is healthy.
+A torchvision wheel built for CUDA beside a CPU-only torch raises at import ("operator torchvision::nms does not exist") and takes timm,
+lpips, torchmetrics and lightning with it. Declaring the schemas that its Python code registers fakes for is enough: none of those packages
+needs the operators themselves. Nothing happens where torchvision is healthy.
 """
 
 import importlib
@@ -28,7 +28,7 @@ def ensure_torchvision() -> ModuleType | None:
 
     library = torch.library.Library("torchvision", "DEF")  # type: ignore[no-untyped-call]
     for operator in ("nms", "qnms"):
-        library.define(f"{operator}(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
+        library.define(f"{operator}(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")  # type: ignore[no-untyped-call]
     _declared.append(library)
     for name in [name for name in sys.modules if name.split(".")[0] == "torchvision"]:
         del sys.modules[name]

@@ -75,7 +75,7 @@ def _restore(arguments: "Namespace") -> int:
         seed=arguments.seed,
     )
     jobs = plan_outputs(arguments.inputs, arguments.output)
-    ready = ready_restorer(options, progress=_tile_bar(quiet=arguments.quiet))
+    ready = ready_restorer(options, progress=_bar("tile", quiet=arguments.quiet))
     work = RestoreFile(
         restorer=ready.restorer,
         model_id=ready.model_id,
@@ -100,21 +100,25 @@ def _restore(arguments: "Namespace") -> int:
 
 def _demo(arguments: "Namespace") -> int:
     from pathorestore.pipelines.assemble import RestoreOptions, in_tiles, load_system
-    from pathorestore.pipelines.demo import DemoParts, demo_image, run_demo, write_picture
+    from pathorestore.pipelines.demo import DEMO_SIDE_PX, PIXEL_NOTE, DemoParts, demo_image, run_demo, write_picture
     from pathorestore.pipelines.report_text import demo_table
 
     sharp = demo_image()
-    options = RestoreOptions(model=arguments.model, revision=arguments.revision)
+    options = RestoreOptions(model=arguments.model, revision=arguments.revision, tile_px=DEMO_SIDE_PX)
     system = load_system(options)
     parts = DemoParts(
         coarse=in_tiles(system.coarse_only(), options), two_stage=in_tiles(system, options), focus_map_um=system.prompter.defocus.heat_map
     )
-    print(f"restoring a {sharp.shape[-1] - 128} x {sharp.shape[-2] - 128} px tissue image at four focus positions ...", flush=True)
-    rows = run_demo(parts, sharp, seed=arguments.seed)
+    print(
+        f"restoring a tissue image of {DEMO_SIDE_PX} x {DEMO_SIDE_PX} px at four focus positions, which takes a minute or two ...",
+        flush=True,
+    )
+    rows = run_demo(parts, sharp, seed=arguments.seed, progress=_bar("position", quiet=False))
     picture = Path(arguments.output) / "demo.png"
     write_picture(picture, rows)
     print(demo_table(rows))
     print("PSNR and SSIM against the clean image; the unsharp mask was tuned on that image, the networks were not.")
+    print(PIXEL_NOTE)
     print(f"picture: {picture}")
     return 0
 
@@ -186,8 +190,8 @@ def _now() -> str:
     return datetime.now(UTC).isoformat(timespec="seconds")
 
 
-def _tile_bar(*, quiet: bool) -> Callable[[int, int], None]:
-    """A progress bar over the tiles of one image at a time, on a terminal only."""
+def _bar(unit: str, *, quiet: bool) -> Callable[[int, int], None]:
+    """A progress bar that hears (done, total) and starts anew after the last, on a terminal only."""
     if quiet or not sys.stderr.isatty():
         return lambda _done, _total: None
     from tqdm import tqdm
@@ -196,7 +200,7 @@ def _tile_bar(*, quiet: bool) -> Callable[[int, int], None]:
 
     def show(done: int, total: int) -> None:
         if not bars:
-            bars.append(tqdm(total=total, unit="tile", leave=False, file=sys.stderr))
+            bars.append(tqdm(total=total, unit=unit, leave=False, file=sys.stderr))
         bars[0].update(done - bars[0].n)
         if done >= total:
             bars.pop().close()

@@ -18,7 +18,9 @@ def check_image(image: Tensor, *, name: str = "image") -> None:
     if not isinstance(image, Tensor):
         raise ValueError(f"{name} is a {type(image).__name__}; expected a torch tensor b 3 h w, see pathorestore.image.from_uint8")
     if image.ndim != 4 or image.shape[1] != 3 or 0 in image.shape:
-        raise ValueError(f"{name} has shape {tuple(image.shape)}; expected RGB as (batch, 3, height, width), e.g. image[None] for one image")
+        raise ValueError(
+            f"{name} has shape {tuple(image.shape)}; expected RGB as (batch, 3, height, width), e.g. image[None] for one image"
+        )
     if not image.is_floating_point():
         raise ValueError(f"{name} is {image.dtype}; expected float in [0, 1], see pathorestore.image.from_uint8")
     low, high = (float(value) for value in torch.aminmax(image.detach()))

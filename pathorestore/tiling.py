@@ -1,7 +1,7 @@
 """Tiles: where they lie, how they are weighted, and how their results become one image.
 
-Weights are integers that sum to one whole at every pixel, and sums are 64-bit integers. Integer addition does not care about order, so the blended
-image is the same bit pattern whatever the order, the batch size or the number of workers.
+Weights are integers that sum to one whole at every pixel, and sums are 64-bit integers. Integer addition does not care about order, so the
+blended image is the same bit pattern whatever the order, the batch size or the number of workers.
 """
 
 import math
@@ -97,7 +97,7 @@ class TilePlan:
 
 
 class Accumulator:
-    """Sums weighted tiles of b c h w in 64-bit fixed point; `image` is the blend once every tile was added. Values must stay within +-1024."""
+    """Sums weighted tiles b c h w in 64-bit fixed point; `image` is the blend once all are added. Values must stay within +-1024."""
 
     def __init__(self, plan: TilePlan, *, batch: int, channels: int):
         self.plan = plan

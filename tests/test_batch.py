@@ -1,7 +1,6 @@
 """Which output belongs to which input, and a batch that one bad file does not end."""
 
 import json
-import os
 import shutil
 from pathlib import Path
 
@@ -58,7 +57,13 @@ def test_names_that_differ_in_suffix_only_stay_apart(tmp_path):
 
 @pytest.mark.parametrize(
     ("output", "expected"),
-    [("out.tif", "out.tif"), ("there", "there/a.png"), ("new", "new/a.png"), ("new.dir/", "new.dir/a.png"), ("deep/er/out.jpg", "deep/er/out.jpg")],
+    [
+        ("out.tif", "out.tif"),
+        ("there", "there/a.png"),
+        ("new", "new/a.png"),
+        ("new.dir/", "new.dir/a.png"),
+        ("deep/er/out.jpg", "deep/er/out.jpg"),
+    ],
 )
 def test_one_file_goes_to_a_file_or_into_a_folder(tmp_path, output, expected):
     touch(tmp_path, "a.png")
@@ -104,9 +109,9 @@ def test_a_missing_file_is_planned_so_that_the_others_are_done(tmp_path):
 def test_what_does_not_fit_together_is_said_before_any_work(tmp_path, inputs, output, words):
     touch(tmp_path, "a.png", "b.png", "sub/a.png", "blocker")
     (tmp_path / "empty").mkdir()
-    os.symlink(tmp_path / "a.png", tmp_path / "link.png")
-    os.link(tmp_path / "a.png", tmp_path / "hard.png")
-    os.symlink(tmp_path, tmp_path / "linked")
+    (tmp_path / "link.png").symlink_to(tmp_path / "a.png")
+    (tmp_path / "hard.png").hardlink_to(tmp_path / "a.png")
+    (tmp_path / "linked").symlink_to(tmp_path)
     with pytest.raises(PlanError, match=words) as caught:
         plan_outputs([tmp_path / name for name in inputs], tmp_path / output)
     assert "\n" not in str(caught.value)
@@ -248,7 +253,9 @@ def test_a_file_is_restored_and_says_how(tmp_path):
 
 def test_the_same_file_gives_the_same_bytes_alone_and_in_company(tmp_path):
     rng = np.random.default_rng(0)
-    jobs = [Job(save(tmp_path / f"{name}.png", rng.integers(0, 256, (6, 6, 3), np.uint8)), tmp_path / "out" / f"{name}.png") for name in "abc"]
+    jobs = [
+        Job(save(tmp_path / f"{name}.png", rng.integers(0, 256, (6, 6, 3), np.uint8)), tmp_path / "out" / f"{name}.png") for name in "abc"
+    ]
     run_batch(jobs, restore_file())
     together = [job.output.read_bytes() for job in jobs]
     run_batch(jobs[::-1], restore_file(overwrite=True), existing="overwrite")

@@ -191,7 +191,9 @@ def test_an_opaque_alpha_plane_is_left_out_of_jpeg_without_a_word(tmp_path):
 @pytest.mark.parametrize("mode", ["1", "L", "LA", "P", "PA", "RGB", "RGBA"])
 def test_png_of_every_kind_reads_as_pillow_shows_it(tmp_path, mode):
     picture = Image.fromarray(pixels_of(12, 11, 4, 8))
-    picture = picture.convert("RGB").quantize(16) if mode == "P" else picture.convert(mode) if mode != "PA" else picture.quantize(16, method=2)
+    picture = (
+        picture.convert("RGB").quantize(16) if mode == "P" else picture.convert(mode) if mode != "PA" else picture.quantize(16, method=2)
+    )
     path = written(tmp_path, picture, "x.png")
     file = read_image_file(path)
     with Image.open(path) as shown:
@@ -397,6 +399,19 @@ def sound_file(kind: str) -> bytes:
     return out.getvalue()
 
 
+def read_or_refuse(path: Path) -> ImageFile | None:
+    """The file read, or None if it was refused with one line that names it; any other error is the test's failure."""
+    lines: list[str] = []
+    try:
+        return read_image_file(path, max_pixels=10_000)
+    except ImageFileError as error:
+        lines = str(error).splitlines()
+    assert len(lines) == 1
+    assert lines[0].startswith(f"{path}: ")
+    assert len(lines[0]) < 200 + len(str(path))
+    return None
+
+
 KINDS = ["png", "16-bit png", "jpg", "tif", "jpeg tif", "bmp"]
 
 
@@ -408,13 +423,8 @@ def test_a_file_cut_short_anywhere_is_refused_or_whole(tmp_path, kind, share):
     path.write_bytes(whole)
     expected = read_image_file(path)
     path.write_bytes(whole[: int(share * len(whole))])
-    try:
-        read = read_image_file(path)
-    except ImageFileError as error:
-        assert str(error).startswith(f"{path}: ")
-        assert "\n" not in str(error)
-    else:
-        assert torch.equal(read.image, expected.image)
+    read = read_or_refuse(path)
+    assert read is None or torch.equal(read.image, expected.image)
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -425,13 +435,8 @@ def test_damaged_bytes_give_an_image_or_one_clear_error_and_nothing_else(tmp_pat
         damaged[at] = data.draw(st.integers(0, 255))
     path = tmp_path / "x"
     path.write_bytes(damaged)
-    try:
-        file = read_image_file(path, max_pixels=10_000)
-    except ImageFileError as error:
-        assert "\n" not in str(error)
-        assert len(str(error)) < 400
-    else:
-        assert bool(torch.isfinite(file.image).all())
+    file = read_or_refuse(path)
+    assert file is None or bool(torch.isfinite(file.image).all())
 
 
 @pytest.mark.parametrize(
@@ -601,7 +606,8 @@ def test_an_existing_output_needs_leave_to_be_replaced(tmp_path, source):
 
 
 @pytest.mark.parametrize(
-    ("name", "words"), [("out.xyz", "'.xyz' is not a format"), ("out", "no suffix"), ("out.bmp", "BMP has no place"), ("folder.png", "is a folder")]
+    ("name", "words"),
+    [("out.xyz", "'.xyz' is not a format"), ("out", "no suffix"), ("out.bmp", "BMP has no place"), ("folder.png", "is a folder")],
 )
 def test_a_target_that_cannot_be_written_is_named_with_the_remedy(tmp_path, source, name, words):
     (tmp_path / "folder.png").mkdir()
@@ -647,7 +653,8 @@ def test_a_name_as_long_as_names_can_be_is_written(tmp_path, source):
 
 
 @pytest.mark.parametrize(
-    ("image", "words"), [(torch.full((1, 3, 8, 9), float("nan")), "NaN"), (torch.full((1, 3, 8, 9), 2.0), "expected"), (torch.zeros(1, 3, 9, 8), "shape")]
+    ("image", "words"),
+    [(torch.full((1, 3, 8, 9), float("nan")), "NaN"), (torch.full((1, 3, 8, 9), 2.0), "expected"), (torch.zeros(1, 3, 9, 8), "shape")],
 )
 def test_nothing_is_written_for_an_image_that_is_not_finite_in_range_or_of_the_same_size(tmp_path, source, image, words):
     with pytest.raises(ValueError, match=words):

@@ -195,7 +195,12 @@ def test_the_edge_prompt_is_edges_times_confidence():
 
 def _prompter():
     torch.manual_seed(5)
-    parts = TinyEncoder(TinyEncoderConfig.tiny()), _estimator(), PathologyPrompt(PathologyPromptConfig.tiny()), EdgePrompt(EdgePromptConfig.tiny())
+    parts = (
+        TinyEncoder(TinyEncoderConfig.tiny()),
+        _estimator(),
+        PathologyPrompt(PathologyPromptConfig.tiny()),
+        EdgePrompt(EdgePromptConfig.tiny()),
+    )
     return Prompter(*parts).eval()
 
 

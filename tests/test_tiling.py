@@ -189,7 +189,9 @@ def test_one_tile_is_the_whole_image(mop):
 def test_no_part_ever_sees_more_than_a_tile(mop):
     largest = []
     hooks = [
-        module.register_forward_pre_hook(lambda _, args: largest.append(args[0].shape[-2] * args[0].shape[-1]) if args[0].ndim == 4 else None)
+        module.register_forward_pre_hook(
+            lambda _, args: largest.append(args[0].shape[-2] * args[0].shape[-1]) if args[0].ndim == 4 else None
+        )
         for module in mop.modules()
     ]
     TiledRestorer(mop, tile_px=128, overlap_px=32).restore(_tissue(200, 150))
@@ -231,7 +233,10 @@ def test_a_saved_system_restores_the_same_bits(mop, tmp_path):
     assert isinstance(MoPRestorer.from_pretrained(tmp_path / "coarse").fine, KeepCoarse)
 
 
-@pytest.mark.parametrize(("options", "says"), [({"tile_px": 100}, "multiple of 128"), ({"overlap_px": 200}, "half of tile_px"), ({"batch_size": 0}, "at least 1")])
+@pytest.mark.parametrize(
+    ("options", "says"),
+    [({"tile_px": 100}, "multiple of 128"), ({"overlap_px": 200}, "half of tile_px"), ({"batch_size": 0}, "at least 1")],
+)
 def test_impossible_tilings_are_refused(mop, options, says):
     with pytest.raises(ValueError, match=says):
         TiledRestorer(mop, **options)

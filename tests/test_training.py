@@ -192,4 +192,6 @@ def test_vicreg_prefers_agreeing_spread_decorrelated_embeddings():
     spread, other = torch.randn(2, 256, 4, generator=generator) * 1.5
     collapsed = torch.zeros(256, 4)
     correlated = spread[:, :1].expand(-1, 4)
-    assert float(vicreg(spread, spread)) < min(float(vicreg(spread, other)), float(vicreg(collapsed, collapsed)), float(vicreg(correlated, correlated)))
+    assert float(vicreg(spread, spread)) < min(
+        float(vicreg(spread, other)), float(vicreg(collapsed, collapsed)), float(vicreg(correlated, correlated))
+    )

@@ -97,7 +97,7 @@ def test_shifting_is_skipped_where_one_window_covers_the_map():
 
 
 def test_a_wrong_working_size_is_refused_with_the_multiple():
-    with pytest.raises(ValueError, match="multiples of 16"):
+    with pytest.raises(ValueError, match="must be multiples of 16"):
         UNet(SMALL)(torch.zeros(1, 6, 24, 16), torch.tensor([0]))
 
 

@@ -20,16 +20,20 @@ _SUFFIXES = {".png", ".jpg", ".jpeg", ".tif", ".tiff", ".bmp"}
 def image_files(folder: Path, *, manifest: Path | None = None) -> list[Path]:
     """The image files of a folder, sorted by name.
 
-    manifest: a CSV with columns `file` (relative to the manifest's own folder) and `non_commercial`; only its rows marked "no" are kept, so that what
-    is trained may be shipped. Raises FileNotFoundError if nothing is left.
+    manifest: a CSV with columns `file` (relative to the manifest's own folder) and `non_commercial`; only its rows marked "no" are kept,
+    so that what is trained may be shipped. Raises FileNotFoundError if nothing is left.
     """
     files = sorted(path for path in folder.rglob("*") if path.suffix.lower() in _SUFFIXES)
     if manifest is not None:
         with manifest.open(newline="", encoding="utf-8") as stream:
-            free = {(manifest.parent / row["file"]).resolve() for row in csv.DictReader(stream) if row["non_commercial"].strip().lower() == "no"}
+            free = {
+                (manifest.parent / row["file"]).resolve() for row in csv.DictReader(stream) if row["non_commercial"].strip().lower() == "no"
+            }
         files = [path for path in files if path.resolve() in free]
     if not files:
-        raise FileNotFoundError(f"no usable images under {folder}; expected PNG, JPEG, TIFF or BMP files that the manifest marks non_commercial=no")
+        raise FileNotFoundError(
+            f"no usable images under {folder}; expected PNG, JPEG, TIFF or BMP files that the manifest marks non_commercial=no"
+        )
     return files
 
 
@@ -78,7 +82,9 @@ class SharpCrops(Dataset[Tensor]):
 
     def __getitem__(self, index: int) -> Tensor:
         generator = torch.Generator().manual_seed((self.config.seed << 32) + index)
-        which = int(torch.searchsorted(self._cumulative, torch.rand(1, generator=generator, dtype=torch.float64)).clamp_max(len(self.images) - 1))
+        which = int(
+            torch.searchsorted(self._cumulative, torch.rand(1, generator=generator, dtype=torch.float64)).clamp_max(len(self.images) - 1)
+        )
         pixels, size = self.images[which], self.config.size_px
         factor = self.config.shrink[int(torch.randint(len(self.config.shrink), (1,), generator=generator))]
         source = min(round(size / factor), *pixels.shape[:2])

@@ -1,4 +1,4 @@
-"""ResShift: a Markov chain that shifts the residual between the degraded and the clean image (Yue et al., NeurIPS 2023; journal version 2024).
+"""ResShift: a Markov chain that shifts the residual between the degraded and the clean image (Yue et al., NeurIPS 2023).
 
 Arithmetic only; the network and the loop live elsewhere. Steps t count from 1 to `steps`.
 """
@@ -23,8 +23,8 @@ class ResShift:
     """The process. steps: T. kappa: noise strength. min_noise: standard deviation kappa sqrt(eta_1) of the first step is at most this.
 
     power: shape p of the schedule. last_sqrt_eta: sqrt(eta_T). input_scale: how a state is scaled before the network: "pixel" divides by
-    3 kappa sqrt(eta) + 1 (states bounded by the data range), "latent" by sqrt(kappa^2 eta + 1) (unit-variance data). kept: training steps that a
-    shortened chain visits, ascending and ending in T, see `shortened`; empty for all.
+    3 kappa sqrt(eta) + 1 (states bounded by the data range), "latent" by sqrt(kappa^2 eta + 1) (unit-variance data). kept: training steps
+    that a shortened chain visits, ascending and ending in T, see `shortened`; empty for all.
     """
 
     steps: int = 4
@@ -46,7 +46,8 @@ class ResShift:
     def shortened(self, steps: int) -> "ResShift":
         """The same chain visiting only `steps` of its steps, evenly spread and always the last; for a network trained on all of them.
 
-        Any subset of the etas is again a chain of this kind, so marginals agree at the steps that are kept. Raises ValueError beyond the chain.
+        Any subset of the etas is again a chain of this kind, so marginals agree at the steps that are kept. Raises ValueError beyond the
+        chain.
         """
         if not 1 <= steps <= self.steps:
             raise ValueError(f"steps must be between 1 and the {self.steps} that the model was trained with; got {steps}")
@@ -95,7 +96,7 @@ class ResShift:
         return Gaussian(keep * state + pull * clean, self.kappa**2 * keep * _at(self.alpha, t, state))
 
     def deterministic_step(self, state: Tensor, clean: Tensor, degraded: Tensor, t: Tensor) -> Tensor:
-        """The noise-free map from the marginal at t to the marginal at t-1 with the same noise: k x_0 + m x_t + j y (SinSR, Wang et al. 2024)."""
+        """The noise-free map from the marginal at t to the marginal at t-1 with the same noise: k x_0 + m x_t + j y (SinSR, 2024)."""
         eta, previous = self.eta, self._previous_eta
         m = (previous / self._safe_eta).sqrt()
         j = previous - (previous * eta).sqrt()
@@ -112,7 +113,10 @@ class ResShift:
         return state / ((3 * self.kappa * sqrt_eta + 1) if self.input_scale == "pixel" else (self.kappa**2 * sqrt_eta**2 + 1).sqrt())
 
     def kl_weight(self, t: Tensor) -> Tensor:
-        """alpha_t / (2 kappa^2 eta_t eta_{t-1}), the weight of the variational bound, b; at t = 1 the variance of t = 2 stands in for zero."""
+        """alpha_t / (2 kappa^2 eta_t eta_{t-1}), the weight of the variational bound, b.
+
+        At t = 1 the variance of t = 2 stands in for zero.
+        """
         variance = self.kappa**2 * self._previous_eta / self._safe_eta * self.alpha
         variance[1] = variance[min(2, self.steps)]
         pull = self.alpha / self._safe_eta

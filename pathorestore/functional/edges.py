@@ -14,8 +14,9 @@ def minmax_stretch(image: Tensor, eps: float = 1e-6) -> Tensor:
 def canny(image: Tensor, *, low: int = 100, high: int = 200) -> Tensor:
     """Canny edge map b 1 h w in {0, 1} of RGB images b 3 h w in [0, 1]; a constant image has no edges.
 
-    Each image is stretched to its own range, quantised to 8 bits and given to OpenCV: aperture 3, L1 gradient, strongest channel per pixel, no blur
-    beforehand. low, high: hysteresis thresholds in grey levels (MoP's released data loader uses 100 and 200). Not differentiable.
+    Each image is stretched to its own range, quantised to 8 bits and given to OpenCV: aperture 3, L1 gradient, strongest channel per
+    pixel, no blur beforehand. low, high: hysteresis thresholds in grey levels (MoP's released data loader uses 100 and 200). Not
+    differentiable.
     """
     import cv2
 

@@ -1,8 +1,8 @@
 """Gaussian noise as a function of where it falls: f(seed, step, channel, y, x).
 
-A sampler that draws from a stream gives every tile different noise once the tile order, the batch size or the resume point changes. Here each
-value is a hash of its coordinates looked up in a table of Gaussian quantiles. Hash and table are exact integer and gather operations, so a
-pixel's noise is the same bit pattern in every tile, batch, process and device.
+A sampler that draws from a stream gives every tile different noise once the tile order, the batch size or the resume point changes. Here
+each value is a hash of its coordinates looked up in a table of Gaussian quantiles. Hash and table are exact integer and gather operations,
+so a pixel's noise is the same bit pattern in every tile, batch, process and device.
 """
 
 import functools
@@ -19,8 +19,8 @@ _TABLE_BITS = 16
 class NoiseField:
     """An endless field of standard normal noise, seen through one window per batch item.
 
-    seed: any integer (64 bits are used). origins_px: (y, x) of each item's top-left corner in the field; one entry serves a whole batch of equal
-    windows only if the batch has one item.
+    seed: any integer (64 bits are used). origins_px: (y, x) of each item's top-left corner in the field; one entry serves a whole batch of
+    equal windows only if the batch has one item.
     """
 
     seed: int
@@ -36,7 +36,9 @@ class NoiseField:
         return torch.stack([self._window(step, channels, height_px, width_px, y, x, device) for y, x in self.origins_px])
 
     def _window(self, step: int, channels: int, height_px: int, width_px: int, y_px: int, x_px: int, device: torch.device | str) -> Tensor:
-        key = _mix_int(_mix_int(self.seed & _MASK) ^ _mix_int(((self.seed >> 32) & _MASK) + 0x9E3779B9) ^ _mix_int((step + 0x51ED270B) & _MASK))
+        key = _mix_int(
+            _mix_int(self.seed & _MASK) ^ _mix_int(((self.seed >> 32) & _MASK) + 0x9E3779B9) ^ _mix_int((step + 0x51ED270B) & _MASK)
+        )
         channel = torch.arange(channels, device=device).view(-1, 1, 1)
         row = torch.arange(y_px, y_px + height_px, device=device).view(1, -1, 1)
         column = torch.arange(x_px, x_px + width_px, device=device).view(1, 1, -1)
@@ -64,7 +66,7 @@ def _mix_int(state: int) -> int:
 
 @functools.cache
 def _quantiles(device: str) -> Tensor:
-    """Midpoint quantiles of a normal whose two-term sums have variance exactly one; made on the CPU so that every device holds the same bits."""
+    """Midpoint quantiles of a normal whose two-term sums have variance one; made on the CPU, so every device holds the same bits."""
     size = 1 << _TABLE_BITS
     table = torch.special.ndtri((torch.arange(size, dtype=torch.float64) + 0.5) / size)
     return (table / (table.square().mean() * 2).sqrt()).float().to(device)

@@ -101,7 +101,8 @@ class PsfTable:
         lower = position.long().clamp(0, last - 1)
         kernels = self.kernels.to(defocus_um.device)
         weight = (position - lower).to(kernels)[:, None, None, None]
-        return torch.lerp(kernels[lower], kernels[lower + 1], weight)
+        blend: Tensor = torch.lerp(kernels[lower], kernels[lower + 1], weight)
+        return blend
 
 
 def blur(image_linear: Tensor, transfer_function: Tensor) -> Tensor:

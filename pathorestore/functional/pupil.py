@@ -1,8 +1,8 @@
 """The pupil of a microscope objective and the radial transfer function that follows from it.
 
 Every pupil here is a disc with a phase that depends on the radius only, so its transfer function is real and depends on the radius only. It
-is computed as a pair of Hankel transforms, pupil -> field -> transfer, with the slowly decaying edge wave of the aperture taken out and added
-back in closed form; what is left falls off fast enough for a short quadrature.
+is computed as a pair of Hankel transforms, pupil -> field -> transfer, with the slowly decaying edge wave of the aperture taken out and
+added back in closed form; what is left falls off fast enough for a short quadrature.
 """
 
 import math
@@ -107,7 +107,7 @@ class _Quadrature:
     field_weight: Tensor
 
 
-@lru_cache(maxsize=64)
+@lru_cache(maxsize=32)
 def _quadrature(reach: float, condenser_ratio: float) -> _Quadrature:
     field, field_weight = _gauss_panels(reach, 4.0)
     pupil, pupil_weight = _gauss_panels(1.0, 2 * reach)
@@ -123,7 +123,7 @@ def _quadrature(reach: float, condenser_ratio: float) -> _Quadrature:
     return _Quadrature(pupil, whole, part, edge.float(), field, weight)
 
 
-@lru_cache(maxsize=64)
+@lru_cache(maxsize=32)
 def _field_to_table(reach: float, condenser_ratio: float, nodes: int) -> Tensor:
     quadrature = _quadrature(reach, condenser_ratio)
     return _field_to_transfer(quadrature, table_radii(nodes))
@@ -134,7 +134,7 @@ def _field_to_transfer(quadrature: _Quadrature, shift: Tensor) -> Tensor:
     return kernel.float()
 
 
-@lru_cache(maxsize=64)
+@lru_cache(maxsize=32)
 def _table_overlap(condenser_ratio: float, nodes: int) -> Tensor:
     return disc_overlap(table_radii(nodes), condenser_ratio)
 

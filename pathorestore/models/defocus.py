@@ -1,12 +1,11 @@
 """The defocus estimator: a residual network of output stride 8 that reads distance to focus and contrast transfer from one image.
 
-Mixture of Prompts (arXiv 2503.12399), sec. 3.2 and table 6. Parameter names are those of torchvision's and timm's ResNets, so that their state
-dicts load unchanged; `fc` is the contrast-transfer head and `fc2` the distance head.
+Mixture of Prompts (arXiv 2503.12399), sec. 3.2 and table 6. Parameter names are those of torchvision's and timm's ResNets, so that their
+state dicts load unchanged; `fc` is the contrast-transfer head and `fc2` the distance head.
 """
 
 from dataclasses import dataclass
 from typing import Literal, NamedTuple
-
 
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -21,8 +20,8 @@ _IMAGENET_MEAN, _IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 class DefocusEstimatorConfig:
     """Sizes of a `DefocusEstimator`. blocks, widths: per stage; output_stride: 8 (dense prompt) or 32 (the stock network).
 
-    norm: what the input goes through: "minmax" stretches each image to its own range (MoP's code), "percentile" does so between the 0.5 and 99.5
-    percentiles, "imagenet" subtracts and divides by ImageNet's statistics. signed: whether distances below focus are negative.
+    norm: what the input goes through: "minmax" stretches each image to its own range (MoP's code), "percentile" does so between the 0.5
+    and 99.5 percentiles, "imagenet" subtracts and divides by ImageNet's statistics. signed: whether distances below focus are negative.
     """
 
     blocks: tuple[int, ...] = (3, 4, 6, 3)
@@ -56,7 +55,11 @@ class DefocusEstimatorConfig:
 
 
 class DefocusEstimate(NamedTuple):
-    """features: the defocus prompt P_D, b c h/8 w/8. defocus_um: signed distance to best focus, b. ctf: contrast-transfer value in about [0, 1], b."""
+    """What an image tells about its focus.
+
+    features: the defocus prompt P_D, b c h/8 w/8. defocus_um: distance to best focus (signed if the configuration says so), b. ctf: contrast-transfer
+    value in about [0, 1], b.
+    """
 
     features: Tensor
     defocus_um: Tensor
@@ -107,7 +110,7 @@ class DefocusEstimator(nn.Module, Pretrained):
         return DefocusEstimate(features, self.fc2(pooled)[:, 0], ctf)
 
     def distance_map(self, image: Tensor) -> Tensor:
-        """Signed local distance in um, b 1 h/8 w/8: the distance head as a 1x1 convolution on P_D; its spatial mean is `defocus_um` exactly."""
+        """Local distance in um, b 1 h/8 w/8: the distance head as a 1x1 convolution on P_D; its mean is `defocus_um` exactly."""
         return F.conv2d(self.features(image), self.fc2.weight[:, :, None, None], self.fc2.bias)
 
     def heat_map(self, image: Tensor) -> Tensor:
@@ -142,5 +145,3 @@ class _BasicBlock(nn.Module):
         h = F.relu(self.bn1(self.conv1(x)))
         h = self.bn2(self.conv2(h))
         return F.relu(h + self.downsample(x))
-
-

@@ -1,7 +1,7 @@
 """Pathology encoders: what turns an image into the embedding that the pathology prompt restores.
 
-Foundation-model weights are never shipped: `TimmEncoder` wraps any timm ViT that the user may load (Prov-GigaPath, UNI, ...), `TinyEncoder` is our
-own small network, trained by self-supervision, which needs no download.
+Foundation-model weights are never shipped: `TimmEncoder` wraps any timm ViT that the user may load (Prov-GigaPath, UNI, ...),
+`TinyEncoder` is our own small network, trained by self-supervision, which needs no download.
 """
 
 from dataclasses import dataclass
@@ -66,7 +66,7 @@ class TinyEncoderConfig:
 
 
 class TinyEncoder(nn.Module, Pretrained):
-    """A small convolutional encoder: one token per 16 x 16 px and their mean. Images b 3 h w of at least 16 px a side, native resolution."""
+    """A small convolutional encoder: one token per 16 x 16 px and their mean. Takes images of at least 16 px a side as they are."""
 
     def __init__(self, config: TinyEncoderConfig):
         super().__init__()
@@ -103,20 +103,26 @@ class _MixBlock(nn.Module):
 class TimmEncoder(nn.Module):
     """Wraps a timm ViT as a frozen pathology encoder with that model's own normalisation.
 
-    model: a network whose `forward_features` gives b (prefix + n) d tokens. mean, std: its normalisation. fit: how images meet its input size:
-    "centercrop224", "resize224" (bicubic, antialiased) or "native" (the model must accept dynamic sizes).
+    model: a network whose `forward_features` gives b (prefix + n) d tokens. mean, std: its normalisation. fit: how images meet its input
+    size: "centercrop224", "resize224" (bicubic, antialiased) or "native" (the model must accept dynamic sizes).
     """
 
-    def __init__(self, model: nn.Module, *, mean: tuple[float, ...] = IMAGENET[0], std: tuple[float, ...] = IMAGENET[1], fit: Fit = "resize224"):
+    def __init__(
+        self, model: nn.Module, *, mean: tuple[float, ...] = IMAGENET[0], std: tuple[float, ...] = IMAGENET[1], fit: Fit = "resize224"
+    ):
         super().__init__()
         self.model = model.eval().requires_grad_(False)
         self.dim = int(model.num_features)  # type: ignore[arg-type]
         self.fit = fit
+        self.mean: Tensor
+        self.std: Tensor
         self.register_buffer("mean", torch.tensor(mean)[:, None, None], persistent=False)
         self.register_buffer("std", torch.tensor(std)[:, None, None], persistent=False)
 
     @classmethod
-    def create(cls, name: str, *, checkpoint: str | None = None, pretrained: bool = False, fit: Fit = "resize224", **kwargs: object) -> "TimmEncoder":
+    def create(
+        cls, name: str, *, checkpoint: str | None = None, pretrained: bool = False, fit: Fit = "resize224", **kwargs: object
+    ) -> "TimmEncoder":
         """Build from a timm model name or `hf_hub:owner/name`; weights from a local `checkpoint` file or, if `pretrained`, from the hub.
 
         Nothing is downloaded unless `pretrained` is true. Further keywords go to `timm.create_model`.
@@ -169,6 +175,8 @@ class ProjectionEncoder(nn.Module):
         super().__init__()
         self.encode = encode.eval().requires_grad_(False)
         self.dim, self.side_px = dim, side_px
+        self.mean: Tensor
+        self.std: Tensor
         self.register_buffer("mean", torch.tensor(mean)[:, None, None], persistent=False)
         self.register_buffer("std", torch.tensor(std)[:, None, None], persistent=False)
 

@@ -35,7 +35,7 @@ class WorkingSpace(Protocol):
 
 
 class UnshuffleSpace:
-    """Pixel unshuffle by `factor`: a permutation of the pixels, so nothing is lost and independent noise stays independent. factor 1: pixel space."""
+    """Pixel unshuffle by `factor` (1: pixel space): a permutation, so nothing is lost and independent noise stays independent."""
 
     def __init__(self, factor: int = 4):
         if factor < 1:
@@ -81,4 +81,6 @@ class AutoencoderSpace:
     def noise(self, field: NoiseField, step: int, like: Tensor) -> Tensor:
         """Noise per latent cell."""
         cells = NoiseField(field.seed, tuple((y // self.factor, x // self.factor) for y, x in field.origins_px))
-        return cells.draw(step, channels=self.channels, height_px=like.shape[-2], width_px=like.shape[-1], device=like.device).to(like.dtype)
+        return cells.draw(step, channels=self.channels, height_px=like.shape[-2], width_px=like.shape[-1], device=like.device).to(
+            like.dtype
+        )

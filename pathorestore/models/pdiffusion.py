@@ -1,4 +1,4 @@
-"""P-diffusion, the fine stage's network: ResShift's U-Net told about edges and pathology (Mixture of Prompts, arXiv 2503.12399, sec. 3.4, fig. 2).
+"""P-diffusion, the fine stage's network: ResShift's U-Net told about edges and pathology (MoP, arXiv 2503.12399, sec. 3.4).
 
 Everything that does not change from step to step is computed once, by `condition`.
 """
@@ -21,10 +21,12 @@ from pathorestore.nn.conditioning import zeroed
 
 @dataclass(frozen=True, kw_only=True)
 class PDiffusionConfig:
-    """Sizes of a `PDiffusion`. unet: its trunk. space: where it works; "latent" needs the autoencoder that the caller brings. factor: of the space.
+    """Sizes of a `PDiffusion`.
 
-    prompt_dim: width of the pathology prompt; context_tokens, context_dim: the tokens it becomes; null_token: one more, learned, on which attention
-    can rest. edge_channels: C_e. predict: "clean" gives x_0 itself (paper), "residual" adds it to the coarse state, which trains faster when small.
+    unet: its trunk. space, factor: where it works; "latent" needs the autoencoder that the caller brings.
+    prompt_dim: width of the pathology prompt; context_tokens, context_dim: the tokens it becomes; null_token: one more, learned, on which
+    attention can rest. edge_channels: C_e. predict: "clean" gives x_0 itself (paper), "residual" adds it to the coarse state, which trains
+    faster when small.
     see_degraded: whether the degraded image is a condition beside the coarse one.
     """
 
@@ -69,8 +71,9 @@ class PDiffusionConfig:
 
 
 class Conditions(NamedTuple):
-    """What all steps share. images: condition states b c h w. base: the state that a residual prediction is added to. edge: W_e P_E, b c h w.
+    """What all steps share.
 
+    images: condition states b c h w. base: the state that a residual prediction is added to. edge: W_e P_E, b c h w.
     down, up: keys and values of the pathology tokens for the two cross-attentions.
     """
 
@@ -82,7 +85,7 @@ class Conditions(NamedTuple):
 
 
 class PDiffusion(nn.Module, Pretrained):
-    """Predicts the clean state from a noisy one, the coarse image and the prompts. Untrained injections change nothing: they start at zero."""
+    """Predicts the clean state from a noisy one, the coarse image and the prompts; injections start at zero and change nothing."""
 
     def __init__(self, config: PDiffusionConfig):
         super().__init__()
@@ -105,7 +108,9 @@ class PDiffusion(nn.Module, Pretrained):
     def own_space(self) -> WorkingSpace:
         """The working space that the configuration names. Raises ValueError for "latent", whose autoencoder only the caller has."""
         if self.config.space == "latent":
-            raise ValueError("this P-diffusion works in an autoencoder's latent space; build AutoencoderSpace(autoencoder, ...) and pass it as space")
+            raise ValueError(
+                "this P-diffusion works in an autoencoder's latent space; build AutoencoderSpace(autoencoder, ...) and pass it as space"
+            )
         return UnshuffleSpace(self.config.factor)
 
     def context(self, pathology: Tensor) -> Tensor:

@@ -5,6 +5,7 @@ Restormer: Zamir et al., CVPR 2022. P-former: Mixture of Prompts, arXiv 2503.123
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from typing import cast
 
 import torch
 import torch.nn.functional as F
@@ -20,10 +21,11 @@ MULTIPLE_PX = 8
 
 @dataclass(frozen=True, kw_only=True)
 class RestormerConfig:
-    """Sizes of a `Restormer`. dim: channels at full resolution, doubled per level. blocks: of levels 1-3 and the latent. gamma: feed-forward expansion.
+    """Sizes of a `Restormer`.
 
-    hidden_multiple: hidden channels are rounded up to a multiple of it; 1 keeps int(gamma * channels), which is what published weights need, 16 keeps
-    depthwise convolutions on the CPU's fast path.
+    dim: channels at full resolution, doubled per level. blocks: of levels 1-3 and the latent. gamma: feed-forward expansion.
+    hidden_multiple: hidden channels are rounded up to a multiple of it; 1 keeps int(gamma * channels), which is what published weights
+    need, 16 keeps depthwise convolutions on the CPU's fast path.
     """
 
     dim: int = 48
@@ -38,7 +40,9 @@ class RestormerConfig:
             raise ValueError(f"dim, blocks and heads must be at least 1; got {self}")
         for level, heads in enumerate(self.heads):
             if (self.dim << level) % heads:
-                raise ValueError(f"level {level + 1} has {self.dim << level} channels, which its {heads} heads do not divide; change dim or heads")
+                raise ValueError(
+                    f"level {level + 1} has {self.dim << level} channels, which its {heads} heads do not divide; change dim or heads"
+                )
 
     def hidden(self, channels: int) -> int:
         """Hidden channels of the feed-forward network at a level of `channels`."""
@@ -179,7 +183,16 @@ class PFormer(_UShape, Pretrained):
 
     def expert_layers(self) -> list[ExpertFeedForward]:
         """The mixtures in order of execution."""
-        order = ("encoder_level1", "encoder_level2", "encoder_level3", "latent", "decoder_level3", "decoder_level2", "decoder_level1", "refinement")
+        order = (
+            "encoder_level1",
+            "encoder_level2",
+            "encoder_level3",
+            "latent",
+            "decoder_level3",
+            "decoder_level2",
+            "decoder_level1",
+            "refinement",
+        )
         return [block.ffn for name in order for block in getattr(self, name)]
 
     def prompt_logits(self, prompt: Tensor) -> list[Tensor]:

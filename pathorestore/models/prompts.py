@@ -20,7 +20,8 @@ _GRID = 8  # the defocus prompt is pooled to 8 x 8 tokens for the pathology prom
 class Prompts(NamedTuple):
     """What the restoration stages are told about an image.
 
-    pathology: restored pathology prompt P_P, b d. edge: defocus-weighted edge prompt P_E, b C_e h w at the working resolution of the fine stage.
+    pathology: restored pathology prompt P_P, b d. edge: defocus-weighted edge prompt P_E, b C_e h w at the working resolution of the fine
+    stage.
     defocus_um: signed distance to focus, b. ctf: contrast-transfer value, b.
     """
 
@@ -32,9 +33,11 @@ class Prompts(NamedTuple):
 
 @dataclass(frozen=True, kw_only=True)
 class PathologyPromptConfig:
-    """Sizes of a `PathologyPrompt`. encoder_dim: the encoder's width; defocus_dim: channels of P_D; width, layers, heads, ffn_ratio: of the blocks.
+    """Sizes of a `PathologyPrompt`.
 
-    mode: "tokens" restores the class vector and the patch tokens, "vector" the class vector alone, "paper_gap" is the figure taken literally: the
+    encoder_dim: the encoder's width; defocus_dim: channels of P_D; width, layers, heads, ffn_ratio: of the blocks.
+    mode: "tokens" restores the class vector and the patch tokens, "vector" the class vector alone, "paper_gap" is the figure taken
+    literally: the
     class vector against one pooled defocus token.
     """
 
@@ -84,6 +87,7 @@ class PathologyPrompt(nn.Module, Pretrained):
         self.out_proj = nn.Linear(config.width, config.encoder_dim)
         nn.init.zeros_(self.out_proj.weight)
         nn.init.zeros_(self.out_proj.bias)
+        self.positions: Tensor
         self.register_buffer("positions", _sincos_grid(config.defocus_dim, _GRID), persistent=False)
 
     def forward(self, embedding: Embedding, defocus_features: Tensor) -> Embedding:
@@ -133,8 +137,9 @@ def _sincos_grid(dim: int, side: int) -> Tensor:
 
 @dataclass(frozen=True, kw_only=True)
 class EdgePromptConfig:
-    """Sizes of an `EdgePrompt`. factor: working resolution = image / factor (1 for pixel space, 4 for unshuffle and latent f4). channels: C_e.
+    """Sizes of an `EdgePrompt`.
 
+    channels: C_e. factor: working resolution = image / factor (1 for pixel space, 4 for unshuffle and latent f4).
     confidence: what turns the defocus projection into a weight; the paper calls it a confidence and names no activation.
     """
 
@@ -191,7 +196,9 @@ class Prompter(nn.Module):
             raise ValueError(f"the encoder is {width} wide but the pathology prompt expects encoder_dim={pathology.config.encoder_dim}")
         for name, part in (("pathology", pathology), ("edge", edge)):
             if part.config.defocus_dim != defocus.dim:
-                raise ValueError(f"the estimator gives {defocus.dim} channels but the {name} prompt expects defocus_dim={part.config.defocus_dim}")
+                raise ValueError(
+                    f"the estimator gives {defocus.dim} channels but the {name} prompt expects defocus_dim={part.config.defocus_dim}"
+                )
         self.encoder, self.defocus, self.pathology, self.edge = encoder, defocus, pathology, edge
 
     @property

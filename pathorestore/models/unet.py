@@ -1,4 +1,4 @@
-"""The time-conditioned U-Net with window attention of ResShift (Yue et al., NeurIPS 2023), as an encoder and a decoder with room between them.
+"""The time-conditioned U-Net with window attention of ResShift (Yue et al., NeurIPS 2023), in a form that prompts can be injected into.
 
 Module names follow the published checkpoints, so that those load by name.
 """
@@ -92,7 +92,7 @@ class UNet(nn.Module, Pretrained):
         for level, c_out in enumerate(widths):
             for index in range(config.res_blocks):
                 parts: list[nn.Module] = [res(width, c_out)]
-                self.input_blocks.append(nn.ModuleList(parts + [swin(c_out)] if index == 0 else parts))
+                self.input_blocks.append(nn.ModuleList([*parts, swin(c_out)] if index == 0 else parts))
                 width = c_out
                 skips.append(width)
             if level + 1 < len(widths):
@@ -118,7 +118,8 @@ class UNet(nn.Module, Pretrained):
 
     def embed_time(self, t: Tensor) -> Tensor:
         """The time embedding of steps 0..T-1, b -> b 4 channels."""
-        return self.time_embed(timestep_embedding(t, self.config.channels).to(self.out[2].weight.dtype))
+        dtype = next(self.time_embed.parameters()).dtype
+        return self.time_embed(timestep_embedding(t, self.config.channels).to(dtype))
 
     def forward(self, state: Tensor, t: Tensor) -> Tensor:
         return self.run(self.input_blocks[0][0](state), self.embed_time(t), NoInjection())  # type: ignore[index]
@@ -128,7 +129,7 @@ class UNet(nn.Module, Pretrained):
         height, width = stem.shape[-2:]
         if height % self.config.multiple or width % self.config.multiple:
             raise ValueError(
-                f"the U-Net got a working size of {height} x {width}; both sides must be multiples of {self.config.multiple}; pad the image first"
+                f"the U-Net got a working size of {height} x {width}; both must be multiples of {self.config.multiple}; pad the image first"
             )
         deepest = len(self.input_blocks) - self.config.res_blocks
         h, skips = stem, [stem]

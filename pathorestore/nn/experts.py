@@ -54,8 +54,8 @@ class ExpertFeedForward(nn.Module):
     """Feed-forward of depthwise experts: E_0(F) + gelu(sum_i w_i E_i(F)), w = softmax(R [GAP(F), P]). b c h w -> b c h w.
 
     channels: c. hidden: channels h of F. experts: n beside the main one. prompt_dim: width of the prompt vector P.
-    gate: how the two branches meet. "add" (eq. 3): F has h channels, shared, outputs added. "mul" (Restormer's gating): 2h channels, the first half
-    feeds the experts, the second the main expert, outputs multiplied. "add_split": halves as in mul, outputs added.
+    gate: how the two branches meet. "add" (eq. 3): F has h channels, shared, outputs added. "mul" (Restormer's gating): 2h channels, the
+    first half feeds the experts, the second the main expert, outputs multiplied. "add_split": halves as in mul, outputs added.
     moe_impl: "folded" (fast), "taps" (exportable) or "naive" (reference); all give the same numbers.
     """
 

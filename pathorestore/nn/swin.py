@@ -70,7 +70,8 @@ class SwinLayer(nn.Module):
         super().__init__()
         self.patch_embed = nn.ModuleDict({"proj": nn.Conv2d(channels, dim, 1)})
         self.blocks = nn.ModuleList(
-            SwinBlock(dim, window=window, heads=heads, mlp_ratio=mlp_ratio, shift=shift, groups=groups, mask=mask) for shift in (0, window // 2)
+            SwinBlock(dim, window=window, heads=heads, mlp_ratio=mlp_ratio, shift=shift, groups=groups, mask=mask)
+            for shift in (0, window // 2)
         )
         self.patch_unembed = nn.ModuleDict({"proj": nn.Conv2d(dim, channels, 1)})
 
@@ -92,8 +93,8 @@ def _relative_positions(window: int) -> Tensor:
 def shift_mask(height_px: int, width_px: int, window: int, shift: int, kind: SwinMask) -> Tensor:
     """-100 for pairs of a rolled window that were not neighbours in the image, else 0: windows n n.
 
-    kind "resshift" orders the positions inside a window column by column, as the published checkpoints were trained with; "correct" row by row, as
-    the tokens are.
+    kind "resshift" orders the positions inside a window column by column, as the published checkpoints were trained with; "correct" row by
+    row, as the tokens are.
     """
     region = torch.zeros(height_px, width_px)
     cuts = (slice(0, -window), slice(-window, -shift), slice(-shift, None))

@@ -40,7 +40,9 @@ class SheetStyle:
     bar_um: float = 20.0
 
 
-def draw_sheet(rows: Sequence[Sequence[Cell]], row_labels: Sequence[str], column_labels: Sequence[str], style: SheetStyle) -> "Image":
+def draw_sheet(
+    rows: Sequence[Sequence[Cell]], row_labels: Sequence[str], column_labels: Sequence[str], style: SheetStyle, *, footer: str = ""
+) -> "Image":
     """The sheet as a Pillow image; all pictures must be of one size. Raises ValueError if labels and cells do not match."""
     from PIL import Image, ImageDraw, ImageFont
 
@@ -48,17 +50,18 @@ def draw_sheet(rows: Sequence[Sequence[Cell]], row_labels: Sequence[str], column
         raise ValueError(f"{[len(row) for row in rows]} cells do not fit {len(row_labels)} row and {len(column_labels)} column labels")
     height, width = rows[0][0].picture.shape[-2:]
     step_x, step_y = width + _GAP_PX, height + _CAPTION_PX + _GAP_PX
-    sheet = Image.new("RGB", (_GUTTER_PX + len(column_labels) * step_x, _HEADER_PX + len(rows) * step_y), _PAPER)
+    sheet = Image.new("RGB", (_GUTTER_PX + len(column_labels) * step_x, _HEADER_PX + len(rows) * step_y + _HEADER_PX), _PAPER)
     pen, font = ImageDraw.Draw(sheet), ImageFont.load_default(_TEXT_PX)
     for column, label in enumerate(column_labels):
         pen.text((_GUTTER_PX + column * step_x + width // 2, _HEADER_PX // 2), label, fill=_INK, font=font, anchor="mm")
     for at, (row, label) in enumerate(zip(rows, row_labels, strict=True)):
         top = _HEADER_PX + at * step_y
-        pen.text((_GUTTER_PX - _GAP_PX, top + height // 2), label, fill=_INK, font=font, anchor="rm", align="right")
+        pen.text((_GUTTER_PX - _GAP_PX, top + height // 2), label, fill=_INK, font=font, anchor="rm")
         for column, cell in enumerate(row):
             left = _GUTTER_PX + column * step_x
             sheet.paste(_draw_cell(cell, style, bar=column == 0), (left, top))
             pen.text((left + width // 2, top + height + _CAPTION_PX // 2), cell.caption, fill=_INK, font=font, anchor="mm")
+    pen.text((_GUTTER_PX, sheet.height - _HEADER_PX // 2), footer, fill=_INK, font=font, anchor="lm")
     return sheet
 
 
@@ -71,14 +74,14 @@ def colour_ramp(values: Tensor) -> Tensor:
 
 
 def busiest_corner(picture: Tensor, side_px: int) -> tuple[int, int]:
-    """Top left corner (y, x) of the square with the most contrast, in steps of half its side, off the edge by as much."""
+    """Top left corner (y, x) of the square with the most fine structure, in steps of half its side."""
     gray = picture.mean(1, keepdim=True)
     side_px = min(side_px, *gray.shape[-2:])
     stride = max(1, side_px // 2)
-    mean = torch.nn.functional.avg_pool2d(gray, side_px, stride)
-    contrast = (torch.nn.functional.avg_pool2d(gray**2, side_px, stride) - mean**2)[0, 0]
-    at = int(contrast.argmax())
-    return at // contrast.shape[1] * stride, at % contrast.shape[1] * stride
+    smooth = torch.nn.functional.avg_pool2d(gray, 9, stride=1, padding=4, count_include_pad=False)
+    energy = torch.nn.functional.avg_pool2d((gray - smooth) ** 2, side_px, stride)[0, 0]
+    at = int(energy.argmax())
+    return at // energy.shape[1] * stride, at % energy.shape[1] * stride
 
 
 def _draw_cell(cell: Cell, style: SheetStyle, *, bar: bool) -> "Image":
@@ -117,5 +120,5 @@ def _draw_bar(picture: "Image", pen: "ImageDraw", style: SheetStyle) -> None:
     left, bottom = (picture.width - length - 20 if free_right else 12), picture.height - 12
     pen.rectangle((left - 6, bottom - 34, left + length + 6, bottom + 6), fill=_PAPER)
     pen.rectangle((left, bottom - 6, left + length, bottom), fill=_INK)
-    label = f"{style.bar_um:g} µm"
+    label = f"{style.bar_um:g} um"  # the built-in font has no Greek
     pen.text((left + length // 2, bottom - 20), label, fill=_INK, font=ImageFont.load_default(18), anchor="mm")

@@ -15,12 +15,14 @@ from pathorestore.degradations.recipes import Setting
 from pathorestore.image import from_uint8
 from pathorestore.pipelines.atomic import write_atomic
 from pathorestore.pipelines.contact_sheet import Cell, SheetStyle, busiest_corner, colour_ramp, draw_sheet
-from pathorestore.pipelines.restorer import Restorer
+from pathorestore.pipelines.restorer import Progress, Restorer, silent
 
 DEMO_Z_UM = (0.8, 1.6, 2.4, 3.2)
 ASSUMED_PIXEL_UM = 0.25
+DEMO_SIDE_PX = 384
+PIXEL_NOTE = f"The pixel size of the picture is not known; optics and scale bar assume {ASSUMED_PIXEL_UM} um."
 _MARGIN_PX = 64
-_FOCUS_MAP_TOP_UM = 4.0
+_FOCUS_MAP_TOP_UM, _LEGEND_PX = 4.0, 14
 _UNSHARP_SIGMAS_PX = (1.0, 1.5, 2.0, 3.0)
 _UNSHARP_AMOUNTS = (0.25, 0.5, 1.0, 1.5, 2.0, 3.0)
 
@@ -57,7 +59,7 @@ METHODS = ("degraded", "unsharp mask", "coarse", "two-stage")
 
 
 def demo_image() -> Tensor:
-    """The immunohistochemistry image of scikit-image, 1 3 512 512; colon, DAB and haematoxylin, public domain.
+    """The immunohistochemistry image of scikit-image, 1 3 512 512: colon, DAB and haematoxylin.
 
     Raises ImportError with the remedy if scikit-image is not installed.
     """
@@ -68,13 +70,19 @@ def demo_image() -> Tensor:
     return from_uint8(data.immunohistochemistry())
 
 
-def run_demo(parts: DemoParts, sharp: Tensor, *, z_um: Sequence[float] = DEMO_Z_UM, seed: int = 0) -> list[DemoRow]:
+def run_demo(
+    parts: DemoParts, sharp: Tensor, *, z_um: Sequence[float] = DEMO_Z_UM, seed: int = 0, progress: Progress = silent
+) -> list[DemoRow]:
     """Defocus an image 1 3 h w at each position, restore it both ways and measure; 64 px at each edge are given up to the optics.
 
-    The unsharp mask is tuned at each position on the clean image itself, the best it can do.
+    The unsharp mask is tuned at each position on the clean image itself, the best it can do. progress: called with (done, total) positions.
     """
     generator = torch.Generator().manual_seed(seed)
-    return [_row(parts, sharp, z, generator, seed) for z in z_um]
+    rows = []
+    for done, z in enumerate(z_um, start=1):
+        rows.append(_row(parts, sharp, z, generator, seed))
+        progress(done, len(z_um))
+    return rows
 
 
 def score(image: Tensor, clean: Tensor) -> Score:
@@ -103,8 +111,8 @@ def write_picture(path: Path, rows: Sequence[DemoRow]) -> None:
     style = SheetStyle(detail_yx=busiest_corner(clean, SheetStyle.detail_px), pixel_um=ASSUMED_PIXEL_UM)
     columns = ["degraded", "coarse", "two-stage", "clean"]
     cells = [[*(_cell(row, name) for name in columns), _map_cell(row)] for row in rows]
-    labels = [f"z =\n{row.z_um:g} µm" for row in rows]
-    sheet = draw_sheet(cells, labels, [*columns, f"estimated defocus, 0 to {_FOCUS_MAP_TOP_UM:g} µm"], style)
+    labels = [f"z = {row.z_um:g} um" for row in rows]
+    sheet = draw_sheet(cells, labels, [*columns, f"estimated defocus, 0 to {_FOCUS_MAP_TOP_UM:g} um"], style, footer=PIXEL_NOTE)
     out = io.BytesIO()
     sheet.save(out, "PNG", optimize=True)
     write_atomic(path, out.getvalue())
@@ -136,8 +144,9 @@ def _cell(row: DemoRow, name: str) -> Cell:
 
 
 def _map_cell(row: DemoRow) -> Cell:
-    """The focus map at the size of the picture, in colour."""
-    size = row.images["clean"].shape[-2:]
-    values = torch.nn.functional.interpolate(row.focus_map_um, size=size, mode="bilinear", align_corners=False)
-    caption = f"mean {row.estimated_um:.2f} µm"
-    return Cell(picture=colour_ramp(values / _FOCUS_MAP_TOP_UM), caption=caption, detail=False)
+    """The focus map at the size of the picture, in colour, with the scale of colours along its lower edge."""
+    height, width = row.images["clean"].shape[-2:]
+    values = torch.nn.functional.interpolate(row.focus_map_um, size=(height, width), mode="bilinear", align_corners=False)
+    values = values / _FOCUS_MAP_TOP_UM
+    values[..., -_LEGEND_PX:, :] = torch.linspace(0, 1, width)
+    return Cell(picture=colour_ramp(values), caption=f"mean {row.estimated_um:.2f} um", detail=False)

@@ -43,7 +43,7 @@ class MoPRestorer(nn.Module):
         if coarse.config.prompt_dim != prompter.dim:
             raise ValueError(f"the prompter gives prompts of width {prompter.dim} but the coarse stage expects {coarse.config.prompt_dim}")
         self.prompter, self.coarse = prompter, coarse
-        self.fine = cast(Refiner, fine)
+        self.fine = fine
         self.model_id, self.weights_sha256 = model_id, weights_hash
 
     @property

@@ -13,9 +13,12 @@ from pathorestore.models.prompts import Prompts
 
 
 class Refiner(Protocol):
-    """multiple_px: sides of the images it takes must be multiples of this."""
+    """Any callable from a coarse image and what is known of the degraded one to the restored image."""
 
-    multiple_px: int
+    @property
+    def multiple_px(self) -> int:
+        """Sides of the images it takes must be multiples of this."""
+        ...
 
     def __call__(self, coarse: Tensor, degraded: Tensor, prompts: Prompts, *, noise: NoiseField) -> Tensor:
         """The restored image b 3 h w, unclamped."""
@@ -63,4 +66,3 @@ class _Conditioned:
     def __call__(self, scaled_state: Tensor, t: Tensor) -> Tensor:
         clean: Tensor = self.denoiser(scaled_state, t, self.conditions)
         return clean.clamp(-1, 1) if self.bounded else clean
-

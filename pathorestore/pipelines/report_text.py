@@ -36,7 +36,7 @@ def batch_table(report: BatchReport) -> str:
 
 def demo_table(rows: Sequence[DemoRow]) -> str:
     """PSNR and SSIM by focus position and method, with the estimated defocus beside the true one."""
-    lines = [["z um", "estimated um", *(name for method in METHODS for name in (method, ""))]]
+    lines = [["z um", "estimated um", *(name for method in METHODS for name in (f"{method} dB", "SSIM"))]]
     for row in rows:
         scores = [text for method in METHODS for text in _score_text(row, method)]
         lines.append([f"{row.z_um:.1f}", f"{row.estimated_um:.2f}", *scores])
@@ -61,10 +61,10 @@ def installation_text(found: Installation) -> str:
 
 def _score_text(row: DemoRow, method: str) -> tuple[str, str]:
     measured = row.scores[method]
-    return f"{measured.psnr_db:.2f} dB", f"{measured.ssim:.3f}"
+    return f"{measured.psnr_db:.2f}", f"{measured.ssim:.3f}"
 
 
 def _mean_text(rows: Sequence[DemoRow], method: str) -> tuple[str, str]:
     psnr = sum(row.scores[method].psnr_db for row in rows) / len(rows)
     ssim = sum(row.scores[method].ssim for row in rows) / len(rows)
-    return f"{psnr:.2f} dB", f"{ssim:.3f}"
+    return f"{psnr:.2f}", f"{ssim:.3f}"

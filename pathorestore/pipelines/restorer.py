@@ -21,7 +21,10 @@ class Restorer(Protocol):
     tile_px: the side of the images it was trained to see, and that a tiling engine should hand it.
     """
 
-    tile_px: int
+    @property
+    def tile_px(self) -> int:
+        """The side of the tiles it wants."""
+        ...
 
     def restore(self, image: Tensor, *, seed: int = 0) -> Tensor:
         """Restore images b 3 h w in [0, 1]; the result has the same shape and range. Raises ValueError on anything else."""
@@ -35,7 +38,10 @@ class StagedRestorer(Restorer, Protocol):
     stages: functions (current image, degraded image, context, noise) -> next image, unclamped.
     """
 
-    multiple_px: int
+    @property
+    def multiple_px(self) -> int:
+        """Sides of the tiles must be multiples of this."""
+        ...
 
     def prepare(self, degraded: Tensor) -> Any:
         """The context of degraded tiles b 3 tile tile."""

@@ -17,12 +17,14 @@ Order = Callable[[int], Sequence[int]]
 class TiledRestorer:
     """Wraps a staged restorer and is a restorer: every part sees tiles of exactly tile_px; each stage is blended over the whole image.
 
-    The result depends on the image and the seed alone: noise is keyed by image coordinates, sums are integers, and on the CPU tiles go through the
-    network one by one (its kernels choose their order of summation by batch size), so batch_size and order change nothing there.
+    The result depends on the image and the seed alone: noise is keyed by image coordinates, sums are integers, and on the CPU tiles go
+    through the network one by one (its kernels choose their order of summation by batch size), so batch_size and order change nothing
+    there.
 
-    overlap_px: of neighbouring tiles. batch_size: tiles per forward pass on an accelerator. progress: called with (done, total) tile passes.
-    order: the order in which `count` tiles are visited. context_bytes: how much memory the tiles' prompts may take between stages; beyond it they are
-    computed again.
+    overlap_px: of neighbouring tiles. batch_size: tiles per forward pass on an accelerator. progress: called with (done, total) tile
+    passes.
+    order: the order in which `count` tiles are visited. context_bytes: how much memory the tiles' prompts may take between stages; beyond
+    it they are computed again.
     """
 
     def __init__(

@@ -98,5 +98,5 @@ class StopOnNonFinite(pl.Callback):
         """Check the loss."""
         if not torch.isfinite(loss.detach()).all():
             raise FloatingPointError(
-                f"the loss became {float(loss.detach())} at step {trainer.global_step}; lower the learning rate or the gradient clip, or train in fp32"
+                f"the loss became {float(loss.detach())} at step {trainer.global_step}; lower the learning rate, clip harder or train in fp32"
             )

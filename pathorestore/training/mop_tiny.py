@@ -3,14 +3,14 @@
     python -m pathorestore.training.mop_tiny defocus --train DIR --val DIR --manifest CSV --minutes 12 --out runs/mop-tiny
     python -m pathorestore.training.mop_tiny assemble --out runs/mop-tiny --to pathorestore/weights/mop-tiny
 
-Stages in order: encoder, defocus, pathology, coarse, fine. A stage that was interrupted goes on from its last checkpoint when the same command is run.
+Stages in order: encoder, defocus, pathology, coarse, fine. A stage that was interrupted goes on from its last checkpoint when the same
+command is run.
 """
 
 import argparse
 import json
 import platform
 import sys
-import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -41,7 +41,7 @@ PROCESS = ResShift(steps=4, kappa=1.0, min_noise=0.1)
 
 @dataclass(frozen=True, kw_only=True)
 class Plan:
-    """How a stage is trained. crop_px: of the crop that is left once the margin is cut. validate_every: steps. parts: what it saves, by name."""
+    """How a stage is trained. crop_px: of the crop that is left once the margin is cut. validate_every: steps."""
 
     batch: int
     crop_px: int
@@ -103,13 +103,15 @@ PLANS = {
 }
 
 
-def train(name: str, *, train_dir: Path, val_dir: Path, manifest: Path | None, minutes: float, out: Path, seed: int, precision: str) -> None:
+def train(
+    name: str, *, train_dir: Path, val_dir: Path, manifest: Path | None, minutes: float, out: Path, seed: int, precision: str
+) -> None:
     """Train one stage and save its parts as `out/<part>/`, with a record of how in `out/<stage>.json`."""
     plan = PLANS[name]
     with torch.random.fork_rng():
         pl.seed_everything(seed, verbose=False)  # initial weights; every later draw has a generator of its own
         stage, parts = plan.build(plan, out, seed)
-    average = ExponentialAverage(plan.ema)
+    average, budget = ExponentialAverage(plan.ema), WallClockBudget(minutes)
     checkpoints = out / "checkpoints" / name
     trainer = pl.Trainer(
         max_epochs=-1,
@@ -119,7 +121,7 @@ def train(name: str, *, train_dir: Path, val_dir: Path, manifest: Path | None, m
         gradient_clip_val=plan.clip,
         logger=CSVLogger(out / "logs", name=name),
         callbacks=[
-            WallClockBudget(minutes),
+            budget,
             average,
             StopOnNonFinite(),
             ModelCheckpoint(checkpoints, every_n_train_steps=100, save_last=True, save_top_k=0),
@@ -132,11 +134,10 @@ def train(name: str, *, train_dir: Path, val_dir: Path, manifest: Path | None, m
     )
     last = checkpoints / "last.ckpt"
     resume = str(last) if last.exists() else None
-    first = int(torch.load(last, weights_only=False)["global_step"]) if resume else 0
+    first = int(torch.load(last, weights_only=True)["global_step"]) if resume else 0
     full = plan.crop_px + 2 * plan.margin_px
     crops = SharpCrops(image_files(train_dir, manifest=manifest), CropConfig(size_px=full, seed=seed))
     feeder: DataLoader[Tensor] = DataLoader(crops, batch_size=plan.batch, sampler=FromStep(first * plan.batch), drop_last=True)
-    started = time.time()
     trainer.fit(stage, feeder, _validation(val_dir, plan), ckpt_path=resume)
     average.swap(stage)
     final = trainer.validate(stage, _validation(val_dir, plan), verbose=False)[0]
@@ -149,7 +150,7 @@ def train(name: str, *, train_dir: Path, val_dir: Path, manifest: Path | None, m
         "steps": trainer.global_step,
         "batch": plan.batch,
         "crop_px": plan.crop_px,
-        "minutes": round((time.time() - started) / 60, 1),
+        "minutes": round(budget.spent_s / 60, 1),
         "precision": precision,
         "machine": f"{platform.machine()}, {torch.get_num_threads()} threads, torch {torch.__version__}",
         "validation": {key: round(float(value), 4) for key, value in final.items()},

@@ -77,7 +77,7 @@ class PDiffusionStageConfig(StageConfig):
 
 
 class PDiffusionStage(Stage):
-    """The fine stage: predict the clean state from a noisy one (paper, eq. 5 with w_t = 1); the edge prompt learns along, all else is frozen."""
+    """The fine stage: predict the clean state from a noisy one (paper, eq. 5 with w_t = 1); of the rest only the edge prompt learns."""
 
     def __init__(self, fine: PDiffusion, process: ResShift, prompter: Prompter, coarse: PFormer, config: PDiffusionStageConfig):
         super().__init__(config)

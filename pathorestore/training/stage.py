@@ -15,8 +15,9 @@ from pathorestore.degradations.recipes import Setting
 class StageConfig:
     """Optimisation and simulation of a stage.
 
-    learning_rate: peak, reached after `warmup` (fraction of the run), then cosine to `final` times it. weight_decay: of AdamW. ideal_share: fraction of
-    batches simulated with `Setting.ideal()`, the rest with `Setting.scanner()`. margin_px: rim of every crop that is cut off after blurring.
+    learning_rate: peak, reached after `warmup` (fraction of the run), then cosine to `final` times it. weight_decay: of AdamW.
+    ideal_share: fraction of batches simulated with `Setting.ideal()`, the rest with `Setting.scanner()`. margin_px: rim of every crop that
+    is cut off after blurring.
     """
 
     learning_rate: float = 1e-3
@@ -46,7 +47,7 @@ class Stage(pl.LightningModule):
         self.progress = 0.0
 
     def step_generator(self) -> torch.Generator:
-        """Randomness of the current step: depends on the seed and the step alone, so that a resumed run continues as if it had not stopped."""
+        """Randomness of the current step: depends on the seed and the step alone, so that a resumed run goes on as if uninterrupted."""
         return torch.Generator().manual_seed((self.config.seed << 32) + self.global_step)
 
     def simulate(self, sharp: Tensor, generator: torch.Generator) -> Degraded:
