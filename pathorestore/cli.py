@@ -1,5 +1,6 @@
 """The command `pathorestore`: parse, call a pipeline, print. Nothing heavy is imported before the arguments are understood."""
 
+import io
 import json
 import logging
 import re
@@ -28,6 +29,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run one command line and return its exit code: 0 all well, 1 some files failed, 2 usage or model, 130 interrupted."""
     logging.getLogger("tifffile").setLevel(logging.CRITICAL)  # its remarks about odd tags would be taken for ours
     words = list(sys.argv[1:] if argv is None else argv)
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")  # a file name may hold bytes that are no text
+    if not words:
+        return _fail(f"name a command: {', '.join(_COMMANDS)}; see {_PROGRAM} --help", 2)
     try:
         arguments = _parser().parse_args(words)
         return _COMMANDS[arguments.command](arguments[arguments.command])
@@ -178,7 +184,7 @@ def _say(text: str, arguments: "Namespace") -> None:
 
 
 def _error(line: str) -> None:
-    print(f"{_PROGRAM}: error: {line}", file=sys.stderr, flush=True)
+    print(f"{_PROGRAM}: error: {line}".replace("\n", "\\n"), file=sys.stderr, flush=True)  # a file name may hold a line break
 
 
 def _fail(line: str, code: int) -> int:

@@ -20,8 +20,12 @@ settings.load_profile("law")
 def _closed_sockets(monkeypatch: pytest.MonkeyPatch) -> None:
     """A test that reaches for the network fails; local pipes and files stay open."""
 
-    def refuse(*_: object, **__: object) -> None:
-        raise AssertionError("a test tried to open a network connection")
+    connect = socket.socket.connect
+
+    def refuse(this: socket.socket, address: object) -> None:
+        if this.family != socket.AF_UNIX:
+            raise AssertionError(f"a test tried to open a network connection to {address}")
+        connect(this, address)  # type: ignore[arg-type]
 
     monkeypatch.setattr(socket.socket, "connect", refuse)
 

@@ -225,7 +225,7 @@ def test_a_folder_may_be_the_output_of_one_file(tmp_path, run):
         (["restore", "a.png"], "-o/--output"),
         (["restore", "-o", "out"], "INPUT"),
         (["restore", "a.png", "-o", "a.png"], "inputs are never replaced"),
-        (["restore", "a.png", "b.png", "-o", "out.png"], "several inputs become a folder"),
+        (["restore", "a.png", "b.png", "-o", "out.png"], "there are several inputs, so the output must be a folder"),
         (["restore", "folder", "-o", "out"], "holds no images"),
         (["restore", "a.png", "-o", "b.png/deep/out.png"], "is a file, so nothing can be written below it"),
         (["restore", "a.png", "-o", "out", "--tile", "100"], "--tile 100 must be a positive multiple of 64 px; try --tile 128"),
@@ -241,7 +241,8 @@ def test_a_folder_may_be_the_output_of_one_file(tmp_path, run):
         (["restore", "a.png", "-o", "out", "--overwrite", "--skip-existing"], "not allowed with argument --overwrite"),
         (["restore", "a.png", "-o", "out", "--til", "64"], "unrecognized arguments: --til 64"),
         (["mend", "a.png"], "invalid choice: 'mend'"),
-        ([], "restore,demo,info,simulate"),
+        ([], "name a command: restore, demo, info, simulate"),
+        (["restore", "a.png", "-o", "out.gif"], "'.gif' is not a format written here"),
         (["simulate", "a.png", "-o", "out", "--z", "near"], "--z: Expected a float. Got value: near"),
         (["simulate", "a.png", "-o", "out", "--z", "1", "1.0001"], "names a focus position twice"),
         (["simulate", "a.png", "-o", "out", "--z", "nan"], "--z: Expected a float. Got value: nan"),
@@ -295,6 +296,15 @@ assert not {"torch", "PIL", "cv2"} & sys.modules.keys()
     assert ran.returncode == 0, ran.stderr
     assert "--skip-existing" in ran.stdout
     assert pathorestore.__version__ in ran.stdout
+
+
+def test_a_file_name_that_is_no_text_or_no_line_is_still_one_line(tmp_path, run):
+    names = [b"bad \xff.png", b"two\nlines.png"]
+    for name in names:
+        Path(os.fsdecode(os.fsencode(tmp_path) + b"/" + name)).write_bytes(b"")
+    code, out, err = run("restore", tmp_path, "-o", tmp_path / "out", "--json")
+    assert (code, len(err.splitlines())) == (1, 2 + 3)
+    assert len(json.loads(out)["files"]) == 2
 
 
 def test_the_package_is_a_command_too():

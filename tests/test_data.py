@@ -28,7 +28,7 @@ def test_only_images_that_may_be_shipped_are_kept(folder):
 def test_a_crop_depends_on_seed_and_number_alone_whatever_the_workers(folder):
     crops = SharpCrops(image_files(folder), CropConfig(size_px=32, seed=3))
     alone = torch.stack([crops[index] for index in range(10, 18)])
-    for workers in (0, 2):
+    for workers in (0, 1):
         loaded = next(iter(DataLoader(crops, batch_size=8, sampler=FromStep(10), num_workers=workers)))
         assert torch.equal(loaded, alone)
     other = SharpCrops(image_files(folder), CropConfig(size_px=32, seed=4))

@@ -4,7 +4,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pathorestore.functional.noise import NoiseField
+from pathorestore.functional.noise import NoiseField, stream
 
 
 @given(y=st.integers(0, 3000), x=st.integers(0, 3000), dy=st.integers(0, 20), dx=st.integers(0, 20), seed=st.integers(0, 2**40))
@@ -43,6 +43,13 @@ def test_neighbours_steps_channels_and_seeds_are_uncorrelated():
     ]
     for first, second in others:
         assert abs((first * second).mean()) < 1.2e-2
+
+
+def test_streams_are_told_apart_by_every_number_of_their_key():
+    keys = [(), (0,), (1,), (0, 0), (0, 1), (1, 0), (2**32,), (2**32, 1), (-1,), (0, 2**40)]
+    draws = [tuple(torch.rand(2, generator=stream(*key)).tolist()) for key in keys]
+    assert len(set(draws)) == len(keys)
+    assert draws == [tuple(torch.rand(2, generator=stream(*key)).tolist()) for key in keys]
 
 
 def test_one_value_is_what_it_was_when_this_was_written():

@@ -126,7 +126,7 @@ def test_a_router_without_normalisation_sees_the_prompts_scale():
         ({"experts": 0}, "experts must be at least 1, got 0"),
         ({"gate": "max"}, "gate must be"),
         ({"moe_impl": "fast"}, "moe_impl must be"),
-        ({"dim": 9}, "1 heads do not divide|2 heads do not divide"),
+        ({"dim": 9, "heads": (2, 2, 4, 8)}, "2 heads do not divide"),
         ({"dim": 0}, "at least 1"),
     ],
 )

@@ -188,12 +188,11 @@ def test_one_tile_is_the_whole_image(mop):
 
 def test_no_part_ever_sees_more_than_a_tile(mop):
     largest = []
-    hooks = [
-        module.register_forward_pre_hook(
-            lambda _, args: largest.append(args[0].shape[-2] * args[0].shape[-1]) if args[0].ndim == 4 else None
-        )
-        for module in mop.modules()
-    ]
+
+    def note(_, args):
+        largest.extend(arg.shape[-2] * arg.shape[-1] for arg in args if isinstance(arg, torch.Tensor) and arg.ndim == 4)
+
+    hooks = [module.register_forward_pre_hook(note) for module in mop.modules()]
     TiledRestorer(mop, tile_px=128, overlap_px=32).restore(_tissue(200, 150))
     for hook in hooks:
         hook.remove()

@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.utils.data import Dataset, Sampler
 
+from pathorestore.functional.noise import stream
 from pathorestore.image import from_uint8
 
 _SUFFIXES = {".png", ".jpg", ".jpeg", ".tif", ".tiff", ".bmp"}
@@ -42,7 +43,7 @@ def read_rgb(path: Path) -> NDArray[np.uint8]:
     from PIL import Image
 
     with Image.open(path) as picture:
-        return np.asarray(picture.convert("RGB"))
+        return np.array(picture.convert("RGB"))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -81,7 +82,7 @@ class SharpCrops(Dataset[Tensor]):
         return 2**31 - 1
 
     def __getitem__(self, index: int) -> Tensor:
-        generator = torch.Generator().manual_seed((self.config.seed << 32) + index)
+        generator = stream(self.config.seed, index)
         which = int(
             torch.searchsorted(self._cumulative, torch.rand(1, generator=generator, dtype=torch.float64)).clamp_max(len(self.images) - 1)
         )

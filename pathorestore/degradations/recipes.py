@@ -107,6 +107,8 @@ class Setting:
             raise ValueError(
                 f"layers={self.layers} must be >= 1, max_defocus_um={self.max_defocus_um} >= 0 and max_blur_px={self.max_blur_px} > 0"
             )
+        if self.codec not in ("jpeg", "webp"):
+            raise ValueError(f"codec={self.codec!r} is unknown; expected 'jpeg' or 'webp'")
         for aperture in self.numerical_aperture:
             Optics(numerical_aperture=aperture, refractive_index=self.refractive_index, pixel_um=self.pixel_um[0])
 

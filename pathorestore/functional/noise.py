@@ -51,6 +51,17 @@ class NoiseField:
         return quantiles[state >> _TABLE_BITS] + quantiles[state & ((1 << _TABLE_BITS) - 1)]
 
 
+def stream(*key: int) -> torch.Generator:
+    """A CPU generator for a tuple of integers, such as (seed, step): equal keys give equal streams, others unrelated ones.
+
+    `manual_seed` alone would not do for seeds packed into one integer: the CPU generator reads the lower 32 bits only.
+    """
+    state = 0
+    for number in key:
+        state = _mix_int((_mix_int(state ^ (number & _MASK)) + ((number >> 32) & _MASK) + 0x9E3779B9) & _MASK)
+    return torch.Generator().manual_seed(state)
+
+
 def _mix(state: Tensor) -> Tensor:
     """A bijection of 32-bit integers (held in int64) whose every output bit depends on every input bit; xor-shift-multiply rounds."""
     state = ((state ^ (state >> 16)) * 0x21F0AAAD) & _MASK

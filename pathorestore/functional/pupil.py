@@ -95,43 +95,46 @@ def _gauss_panels(stop: float, radians_per_unit: float) -> tuple[Tensor, Tensor]
     return (centres[:, None] + half * node).reshape(-1), (half * weight).repeat(count)
 
 
-@dataclass(frozen=True)
-class _Quadrature:
-    """Matrices of the two Hankel transforms for fields out to a given reach (dimensionless radius v = 2 pi r NA / lam)."""
-
-    pupil_radius: Tensor
-    pupil_to_field: Tensor
-    condenser_to_field: Tensor
-    edge_wave: Tensor
-    field_radius: Tensor
-    field_weight: Tensor
+# the dimensionless radius of the field is v = 2 pi r NA / lam; `reach` is the largest v that is followed
 
 
 @lru_cache(maxsize=32)
-def _quadrature(reach: float, condenser_ratio: float) -> _Quadrature:
-    field, field_weight = _gauss_panels(reach, 4.0)
-    pupil, pupil_weight = _gauss_panels(1.0, 2 * reach)
-
-    def hankel(scale: float) -> Tensor:
-        kernel: Tensor = torch.special.bessel_j0(scale * pupil[:, None] * field) * (pupil * pupil_weight)[:, None] * scale**2
-        return kernel.float()
-
-    edge = torch.special.bessel_j1(field) * condenser_ratio * torch.special.bessel_j1(condenser_ratio * field) / field**2
-    whole = hankel(1.0)
-    part = whole if condenser_ratio == 1 else hankel(condenser_ratio)
-    weight = field * field_weight * (2 / condenser_ratio**2)
-    return _Quadrature(pupil, whole, part, edge.float(), field, weight)
+def _field_nodes(reach: float) -> tuple[Tensor, Tensor]:
+    return _gauss_panels(reach, 4.0)
 
 
 @lru_cache(maxsize=32)
-def _field_to_table(reach: float, condenser_ratio: float, nodes: int) -> Tensor:
-    quadrature = _quadrature(reach, condenser_ratio)
-    return _field_to_transfer(quadrature, table_radii(nodes))
+def _pupil_nodes(reach: float) -> tuple[Tensor, Tensor]:
+    return _gauss_panels(1.0, 2 * reach)
 
 
-def _field_to_transfer(quadrature: _Quadrature, shift: Tensor) -> Tensor:
-    kernel: Tensor = torch.special.bessel_j0(quadrature.field_radius[:, None] * shift.double()) * quadrature.field_weight[:, None]
+@lru_cache(maxsize=128)
+def _pupil_to_field(reach: float, scale: float) -> Tensor:
+    """Matrix of the Hankel transform of a pupil cut at the radius `scale`, from its values at `scale` times the pupil nodes."""
+    field, _ = _field_nodes(reach)
+    pupil, weight = _pupil_nodes(reach)
+    kernel: Tensor = torch.special.bessel_j0(scale * pupil[:, None] * field) * (pupil * weight)[:, None] * scale**2
     return kernel.float()
+
+
+@lru_cache(maxsize=128)
+def _edge_wave(reach: float, condenser_ratio: float) -> Tensor:
+    """Product of the fields that the rims of objective and condenser send out, in focus."""
+    field, _ = _field_nodes(reach)
+    product: Tensor = torch.special.bessel_j1(field) * torch.special.bessel_j1(condenser_ratio * field) * (condenser_ratio / field**2)
+    return product.float()
+
+
+def _field_to_transfer(reach: float, shift: Tensor) -> Tensor:
+    """Matrix of the Hankel transform from the field's product to the transfer function at `shift`."""
+    field, weight = _field_nodes(reach)
+    kernel: Tensor = torch.special.bessel_j0(field[:, None] * shift.double()) * (field * weight)[:, None]
+    return kernel.float()
+
+
+@lru_cache(maxsize=32)
+def _field_to_table(reach: float, nodes: int) -> Tensor:
+    return _field_to_transfer(reach, table_radii(nodes))
 
 
 @lru_cache(maxsize=32)
@@ -174,20 +177,20 @@ def radial_transfer(defocus_um: Tensor, optics: Optics, wavelength_um: float, *,
     ratio = optics.condenser_ratio
     defocus = defocus_um.detach().cpu()
     reach = _reach(_phase_slope(optics, wavelength_um, defocus.abs().max().item()))
-    quadrature = _quadrature(reach, ratio)
+    nodes_of_pupil, _ = _pupil_nodes(reach)
 
-    def field(scale: float, matrix: Tensor) -> Tensor:
-        phase = pupil_phase(scale * quadrature.pupil_radius, defocus, optics, wavelength_um)
-        return torch.cat([phase.cos(), phase.sin()]).float() @ matrix
+    def field(scale: float) -> Tensor:
+        phase = pupil_phase(scale * nodes_of_pupil, defocus, optics, wavelength_um)
+        return torch.cat([phase.cos(), phase.sin()]).float() @ _pupil_to_field(reach, scale)
 
-    whole = field(1.0, quadrature.pupil_to_field)
-    part = whole if ratio == 1 else field(ratio, quadrature.condenser_to_field)
+    whole = field(1.0)
+    part = whole if ratio == 1 else field(ratio)
     spread = (whole * part).reshape(2, len(defocus), -1).sum(0)
     rim = pupil_phase(torch.tensor([ratio, 1.0]), defocus, optics, wavelength_um)
     coherence = (rim[:, 1] - rim[:, 0]).cos()[:, None]
     if shift is None:
-        focus, matrix = _table_overlap(ratio, nodes), _field_to_table(reach, ratio, nodes)
+        focus, matrix = _table_overlap(ratio, nodes), _field_to_table(reach, nodes)
     else:
-        focus, matrix = disc_overlap(shift.cpu(), ratio), _field_to_transfer(quadrature, shift.cpu())
-    rest = (spread - coherence.float() * quadrature.edge_wave) @ matrix
+        focus, matrix = disc_overlap(shift.cpu(), ratio), _field_to_transfer(reach, shift.cpu())
+    rest = (spread - coherence.float() * _edge_wave(reach, ratio)) @ matrix * (2 / ratio**2)
     return torch.where(focus > 0, coherence * focus + rest, 0.0).float()

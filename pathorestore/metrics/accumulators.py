@@ -70,7 +70,7 @@ class SSIM(_ImageMean):
 
 
 class NucleiL1(_ImageMean):
-    """Means over images of `nuclei.nuclei_difference`: L1_intensity, L1_texture and their components; images without nuclei are left out and counted."""
+    """Means over images of `nuclei.nuclei_difference` and of its components; images without nuclei are left out and counted."""
 
     higher_is_better = False
 

@@ -1,7 +1,6 @@
 """How close a restored image is to the clean one, pixel by pixel: PSNR and SSIM as reports state them, on 8-bit values."""
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 _PEAK = 255.0
@@ -13,7 +12,8 @@ _K1, _K2 = 0.01, 0.03
 def psnr(restored: Tensor, clean: Tensor) -> Tensor:
     """Peak signal-to-noise ratio of each image in dB, b: 10 log10(255^2 / MSE) over all pixels and channels, both images rounded to 8 bit.
 
-    restored, clean: b c h w on the scale [0, 1], clipped to it. Equal images give infinity, NaN gives NaN. Raises ValueError if the shapes differ.
+    restored, clean: b c h w on the scale [0, 1], clipped to it. Equal images give infinity, NaN gives NaN.
+    Raises ValueError if the shapes differ.
     """
     x, y = _levels(restored, clean)
     return 10 * (_PEAK**2 / (x - y).square().flatten(1).mean(dim=1)).log10()
@@ -22,13 +22,14 @@ def psnr(restored: Tensor, clean: Tensor) -> Tensor:
 def ssim(restored: Tensor, clean: Tensor) -> Tensor:
     """Structural similarity of each image in [-1, 1], b; 1 for equal images. Both images are rounded to 8 bit.
 
-    Gaussian window of 11 x 11 px with sigma 1.5 px, K1 = 0.01, K2 = 0.03, population statistics; the mean over the channels and over the pixels whose
-    window lies inside the image. restored, clean: b c h w on the scale [0, 1], clipped to it. Raises ValueError if the shapes differ or a side is
-    shorter than the window. Source: Wang, Bovik, Sheikh, Simoncelli, IEEE Trans. Image Process. 13 (2004) 600-612, eq. 13.
+    Gaussian window of 11 x 11 px with sigma 1.5 px, K1 = 0.01, K2 = 0.03, population statistics; the mean over the channels and over the
+    pixels whose window lies inside the image. restored, clean: b c h w on the scale [0, 1], clipped to it.
+    Raises ValueError if the shapes differ or a side is shorter than the window.
+    Source: Wang, Bovik, Sheikh, Simoncelli, IEEE Trans. Image Process. 13 (2004) 600-612, eq. 13.
     """
     x, y = _levels(restored, clean)
     if min(x.shape[-2:]) < _WINDOW_PX:
-        raise ValueError(f"images of {tuple(x.shape[-2:])} px are smaller than the SSIM window of {_WINDOW_PX} x {_WINDOW_PX} px; use larger crops")
+        raise ValueError(f"images of {tuple(x.shape[-2:])} px are smaller than the SSIM window of {_WINDOW_PX} px; use larger crops")
     # moments about a level in the middle of the images: about zero, single precision would lose small variances
     middle = ((x + y) / 2).mean(dim=(-2, -1), keepdim=True)
     x, y = x - middle, y - middle
@@ -51,9 +52,13 @@ def _levels(restored: Tensor, clean: Tensor) -> tuple[Tensor, Tensor]:
 
 def _local_mean(image: Tensor) -> Tensor:
     """Gaussian-weighted mean around each pixel whose window fits, b c h-10 w-10."""
-    offset = torch.arange(_WINDOW_PX, device=image.device) - _WINDOW_PX // 2
+    offset = torch.arange(_WINDOW_PX, dtype=torch.float64) - _WINDOW_PX // 2
     weight = torch.exp(-0.5 * (offset / _SIGMA_PX) ** 2)
-    weight = weight / weight.sum()
-    planes = image.flatten(0, 1)[:, None]
-    mean = F.conv2d(F.conv2d(planes, weight.view(1, 1, 1, -1)), weight.view(1, 1, -1, 1))
-    return mean[:, 0].unflatten(0, image.shape[:2])
+    weights = (weight / weight.sum()).tolist()
+    # shifted sums: on a CPU several times faster than a convolution of single channels
+    for axis in (-1, -2):
+        windows = image.unfold(axis, _WINDOW_PX, 1)
+        image = windows[..., 0] * weights[0]
+        for index in range(1, _WINDOW_PX):
+            image = torch.add(image, windows[..., index], alpha=weights[index])
+    return image

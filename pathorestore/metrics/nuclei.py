@@ -57,14 +57,15 @@ class Watershed:
     def __call__(self, pixels: Pixels) -> Labels:
         """Segment. Raises ImportError with the remedy if scikit-image is not installed."""
         try:
-            from skimage import color, feature, filters, measure, morphology, segmentation
+            from skimage import color, feature, filters, measure, segmentation
+            from skimage.morphology import disk
         except ImportError as error:
             raise ImportError('finding nuclei needs scikit-image; install it with: pip install "pathorestore[demo]"') from error
         from scipy import ndimage
 
         scale = _DESIGN_MPP / self.mpp
         stain = ndimage.gaussian_filter(color.rgb2hed(pixels)[..., 0], sigma=scale, mode="nearest")
-        dark = ndimage.binary_opening(stain > filters.threshold_otsu(stain), morphology.disk(round(2 * scale)))
+        dark = ndimage.binary_opening(stain > filters.threshold_otsu(stain), disk(round(2 * scale)))
         blobs = measure.label(ndimage.binary_fill_holes(dark))
         large = np.bincount(blobs.ravel()) >= 30 * scale**2
         large[0] = False
@@ -125,18 +126,21 @@ def nuclei_difference(
 ) -> NucleiDifference:
     """Compare restored images b 3 h w in [0, 1] with clean ones, nucleus by nucleus, on the grey levels of their 8-bit values.
 
-    segmenter: run on the clean images; `Watershed()` if None. Nuclei below 16 px are left out. region: of the texture; "bbox" takes the whole bounding
-    box of a nucleus instead of its pixels. Raises ValueError if the shapes differ or the segmenter returns no label map.
+    segmenter: run on the clean images; `Watershed()` if None. Nuclei below 16 px are left out. region: of the texture; "bbox" takes the
+    whole bounding box of a nucleus instead of its pixels. Raises ValueError if the shapes differ, a value is
+    not finite, or the segmenter returns no label map.
     """
     if restored.ndim != 4 or restored.shape[1] != 3 or restored.shape != clean.shape:
         raise ValueError(f"restored and clean must both be b 3 h w of one shape; got {tuple(restored.shape)} and {tuple(clean.shape)}")
+    if not (restored.isfinite().all() and clean.isfinite().all()):
+        raise ValueError("restored or clean holds NaN or infinite values, which have no grey level; expected finite values in [0, 1]")
     if region not in ("mask", "bbox"):
         raise ValueError(f"region must be mask or bbox; got {region!r}")
     find = segmenter or Watershed()
     rows = [_difference(to_uint8(one), to_uint8(target), find, region) for one, target in zip(restored, clean, strict=True)]
-    intensity, texture, counts = zip(*rows, strict=True)
-    stacked = (torch.from_numpy(np.stack(part)).float().to(restored.device) for part in (intensity, texture))
-    return NucleiDifference(*stacked, torch.tensor(counts, device=restored.device))
+    vectors = torch.from_numpy(np.stack([np.concatenate(row[:2]) for row in rows])).float().to(restored.device)
+    nuclei = torch.tensor([count for *_, count in rows], device=restored.device)
+    return NucleiDifference(vectors[:, : len(INTENSITY)], vectors[:, len(INTENSITY) :], nuclei)
 
 
 def grey_levels(pixels: Pixels) -> NDArray[np.int64]:
@@ -145,7 +149,7 @@ def grey_levels(pixels: Pixels) -> NDArray[np.int64]:
 
 
 def intensity(grey: NDArray[np.int64], labels: Labels) -> NDArray[np.float64]:
-    """Mean, population standard deviation, skewness and excess kurtosis n 4 of the grey levels of each label 1..n (the last two 0 if flat)."""
+    """Mean, population standard deviation, skewness, excess kurtosis n 4 of the grey levels of each label 1..n; the last two 0 if flat."""
     inside = labels > 0
     owner, values = labels[inside] - 1, grey[inside].astype(np.float64)
     count = np.bincount(owner)
@@ -160,8 +164,9 @@ def intensity(grey: NDArray[np.int64], labels: Labels) -> NDArray[np.float64]:
 def texture(grey: NDArray[np.int64], labels: Labels) -> NDArray[np.float64]:
     """Contrast, dissimilarity, homogeneity and energy n 4 of the grey-level co-occurrences inside each label 1..n.
 
-    256 levels, distance 1, angles 0, 45, 90 and 135 degrees, symmetric, both pixels of a pair under the same label; averaged over the angles, an angle
-    without pairs counting as 0. Source: Haralick, IEEE Trans. SMC 3 (1973) 610-621; energy is the root of its angular second moment.
+    256 levels, distance 1, angles 0, 45, 90 and 135 degrees, symmetric, both pixels of a pair under the same label; averaged over the
+    angles, an angle without pairs counting as 0.
+    Source: Haralick, Shanmugam, Dinstein, IEEE Trans. SMC 3 (1973) 610-621; energy is the root of its angular second moment.
     """
     count = int(labels.max())
     return np.asarray(np.mean([_cooccurrence(*pair, count) for pair in _pairs(grey, labels)], axis=0))
@@ -178,7 +183,10 @@ def _pairs(grey: NDArray[np.int64], labels: Labels) -> Iterator[tuple[Any, Any, 
 
 
 def _cooccurrence(owner: Any, first: Any, second: Any, count: int) -> NDArray[np.float64]:
-    """The four measures n 4 at one angle, without building the matrices: three are means over the pairs, energy needs only how often each entry occurs."""
+    """The four measures n 4 at one angle, from the pairs alone: three are means over them, energy needs only how often each entry occurs.
+
+    Building 256 x 256 matrices for some hundred nuclei would take seconds.
+    """
     pairs = np.maximum(np.bincount(owner, minlength=count), 1)
     apart = np.abs(first - second).astype(np.float64)
     means = [np.bincount(owner, values, count) / pairs for values in (apart**2, apart, 1 / (1 + apart**2))]
@@ -217,7 +225,7 @@ def _boxes(labels: Labels) -> list[tuple[slice, slice]]:
 
 
 def _lay_out(grey: NDArray[np.int64], boxes: list[tuple[slice, slice]]) -> tuple[NDArray[np.int64], Labels]:
-    """Copy the boxes under each other, each under its own label from 1, so that boxes which overlap in the image can be measured at once."""
+    """Copy the boxes under each other, each under its own label from 1, so that boxes which overlap in the image are measured at once."""
     crops = [grey[box] for box in boxes]
     size = sum(crop.shape[0] for crop in crops), max(crop.shape[1] for crop in crops)
     canvas, labels = np.zeros(size, dtype=np.int64), np.zeros(size, dtype=np.int32)

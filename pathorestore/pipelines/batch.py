@@ -8,7 +8,7 @@ from pathlib import Path
 from time import perf_counter
 from typing import Any, Literal
 
-from pathorestore.pipelines.image_file import READ_SUFFIXES, WRITE_SUFFIXES, ImageFileError
+from pathorestore.pipelines.image_file import READ_SUFFIXES, WRITE_SUFFIXES, ImageFileError, encoder_for
 
 Status = Literal["restored", "skipped", "failed"]
 Existing = Literal["refuse", "overwrite", "skip"]
@@ -93,7 +93,7 @@ def plan_outputs(inputs: Sequence[str | Path], output: str | Path) -> list[Job]:
     without a suffix. A folder is searched for images by suffix, hidden files and folders and the output folder itself left out, and its
     tree is mirrored under `output`. Several inputs need a folder. Names are kept; a suffix that cannot be written gets ".png" behind it.
     A file that does not exist is planned all the same: it fails in the run, the others do not.
-    Raises PlanError if the output cannot be a folder, two inputs want one output, an output is an input, or a folder holds no image.
+    Raises PlanError for an output that cannot be a folder or be written, two inputs with one output, an output that is an input, no image.
     """
     if not inputs:
         raise PlanError("no input given; name at least one image file or folder")
@@ -101,11 +101,11 @@ def plan_outputs(inputs: Sequence[str | Path], output: str | Path) -> list[Job]:
     single_file = len(paths) == 1 and not paths[0].is_dir()
     _check_folders(target if not single_file else target.parent)
     if single_file and not _is_folder(output):
-        jobs = [Job(paths[0], target)]
+        jobs = [Job(paths[0], _writable(target))]
     else:
         if not _is_folder(output):
-            what = "a folder becomes" if len(paths) == 1 else "several inputs become"
-            raise PlanError(f"{what} a folder, but {target} is the name of a file; name a folder, e.g. -o {target.with_suffix('')}/")
+            why = "the input is a folder" if len(paths) == 1 else "there are several inputs"
+            raise PlanError(f"{why}, so the output must be a folder, but {target} is named like a file; try -o {target.with_suffix('')}/")
         _check_folders(target)
         jobs = [job for path in paths for job in _jobs_under(path, target)]
     jobs = list(dict.fromkeys(jobs))  # the same input named twice
@@ -141,10 +141,12 @@ def explain(error: BaseException) -> str:
     """One line for a user: what could not be done to which file, or the kind of a failure that nobody foresaw."""
     if isinstance(error, OSError) and error.filename is not None:
         reason = error.strerror or type(error).__name__
-        return f"{error.filename}: {reason[:1].lower()}{reason[1:]}"
+        return f"{_shown(error.filename)}: {reason[:1].lower()}{reason[1:]}"
+    if isinstance(error, ImageFileError | PlanError):  # ours: one line, but for what a file name may hold
+        return _shown(error)
     if _is_out_of_memory(error):
         return "out of memory; try a smaller --tile, or another --device"
-    text = " ".join(str(error).split())
+    text = " ".join(line.strip() for line in str(error).splitlines()).strip()
     return text if isinstance(error, ValueError | OSError) and text else f"unexpected {type(error).__name__}: {text or 'no message'}"
 
 
@@ -159,7 +161,7 @@ def _run_one(job: Job, work: Callable[[Job], Done], existing: Existing) -> FileR
         done = work(job)
     except Exception as error:
         line = explain(error)
-        line = line if str(job.input) in line or str(job.output) in line else f"{job.input}: {line}"
+        line = line if _shown(job.input) in line or _shown(job.output) in line else f"{_shown(job.input)}: {line}"
         foreseen = isinstance(error, ImageFileError | OSError)
         trace = "" if foreseen else traceback.format_exc()
         return FileResult(input=job.input, output=job.output, status="failed", seconds=perf_counter() - start, error=line, trace=trace)
@@ -171,6 +173,10 @@ def _run_one(job: Job, work: Callable[[Job], Done], existing: Existing) -> FileR
         megapixels=done.megapixels,
         notes=done.notes,
     )
+
+
+def _shown(item: object) -> str:
+    return str(item).replace("\n", "\\n")
 
 
 def _is_out_of_memory(error: BaseException) -> bool:
@@ -202,6 +208,14 @@ def _images_under(folder: Path, target: Path) -> Iterator[Path]:
         yield from (Path(here) / name for name in names if not name.startswith(".") and Path(name).suffix.lower() in READ_SUFFIXES)
 
 
+def _writable(path: Path) -> Path:
+    try:
+        encoder_for(path)
+    except ImageFileError as error:
+        raise PlanError(str(error)) from error
+    return path
+
+
 def _output_name(name: str) -> str:
     return name if Path(name).suffix.lower() in WRITE_SUFFIXES else f"{name}.png"
 
@@ -224,7 +238,8 @@ def _check_collisions(jobs: Iterable[Job]) -> None:
             )
         if job.output.exists() and _identity(job.output) in inputs:
             source = inputs[_identity(job.output)]
-            raise PlanError(f"{job.output}: is the input {source} itself; inputs are never replaced, name another output folder or file")
+            what = "is an input" if source == job.output else f"is the input {source} under another name"
+            raise PlanError(f"{job.output}: {what}, and inputs are never replaced; name another output folder or file")
 
 
 def _identity(path: Path) -> tuple[int, int]:

@@ -119,6 +119,6 @@ def _draw_bar(picture: "Image", pen: "ImageDraw", style: SheetStyle) -> None:
     free_right = style.detail_yx[1] + style.detail_px / 2 > picture.width / 2
     left, bottom = (picture.width - length - 20 if free_right else 12), picture.height - 12
     pen.rectangle((left - 6, bottom - 34, left + length + 6, bottom + 6), fill=_PAPER)
-    pen.rectangle((left, bottom - 6, left + length, bottom), fill=_INK)
+    pen.rectangle((left, bottom - 6, left + length - 1, bottom), fill=_INK)
     label = f"{style.bar_um:g} um"  # the built-in font has no Greek
     pen.text((left + length // 2, bottom - 20), label, fill=_INK, font=ImageFont.load_default(18), anchor="mm")

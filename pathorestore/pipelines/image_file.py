@@ -114,16 +114,22 @@ def write_image_file(path: Path, image: Tensor, like: ImageFile, provenance: Pro
 
 def check_target(path: Path, input_path: Path, *, overwrite: bool) -> Encoder:
     """The encoder for an output path that may be written. Raises ImageFileError with the remedy for one that may not."""
-    suffix = path.suffix.lower()
-    if suffix not in _ENCODERS:
-        why = "BMP has no place for the provenance" if suffix == ".bmp" else f"{suffix or 'no suffix'!r} is not a format written here"
-        raise ImageFileError(f"{path}: {why}; name the output with one of {', '.join(WRITE_SUFFIXES)}")
+    encode = encoder_for(path)
     if path.is_dir():
         raise ImageFileError(f"{path}: is a folder; expected the path of a file")
     if path.exists() and input_path.exists() and path.samefile(input_path):
         raise ImageFileError(f"{path}: is the input itself; write to another file or folder, the input is never replaced")
     if not overwrite and (path.exists() or path.is_symlink()):
-        raise ImageFileError(f"{path}: exists already; --overwrite replaces it, --skip-existing leaves it")
+        raise ImageFileError(f"{path}: exists already; --overwrite replaces it")
+    return encode
+
+
+def encoder_for(path: Path) -> Encoder:
+    """The encoder that a suffix asks for. Raises ImageFileError for one that is not written."""
+    suffix = path.suffix.lower()
+    if suffix not in _ENCODERS:
+        why = "BMP has no place for the provenance" if suffix == ".bmp" else f"{suffix or 'no suffix'!r} is not a format written here"
+        raise ImageFileError(f"{path}: {why}; name the output with one of {', '.join(WRITE_SUFFIXES)}")
     return _ENCODERS[suffix]
 
 

@@ -44,7 +44,7 @@ def check_size(width_px: int, height_px: int, max_pixels: int) -> None:
         raise ImageFileError(f"has no pixels ({width_px} x {height_px})")
     if width_px * height_px > max_pixels:
         raise ImageFileError(
-            f"claims {width_px} x {height_px} px, {width_px * height_px / 1e6:.0f} megapixels, above the limit of {max_pixels / 1e6:.0f}; "
+            f"claims {width_px} x {height_px} = {width_px * height_px:,} pixels, above the limit of {max_pixels:,}; "
             f"if you trust the file, allow it with --max-pixels {width_px * height_px}"
         )
 

@@ -27,6 +27,8 @@ def batch_table(report: BatchReport) -> str:
     rows = [["", "files", "Mpx", "seconds"]]
     for status in ("restored", "skipped", "failed"):
         chosen = [result for result in report.results if result.status == status]
+        if not chosen and status != "restored":
+            continue
         megapixels, seconds = sum(result.megapixels for result in chosen), sum(result.seconds for result in chosen)
         rows.append([status, str(len(chosen)), f"{megapixels:.2f}", f"{seconds:.1f}"])
     if report.planned > len(report.results):

@@ -5,6 +5,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from pathorestore.degradations.stain import RandStainNA
+from pathorestore.functional.noise import stream
 from pathorestore.losses import prompt_l1, vicreg
 from pathorestore.models.defocus import DefocusEstimator
 from pathorestore.models.encoders import TinyEncoder
@@ -39,7 +40,7 @@ class EncoderStage(Stage):
 
     def validation_step(self, sharp: Tensor, batch_idx: int) -> None:
         """Rank-one retrieval: is the other stain of a crop its nearest neighbour among all crops?"""
-        generator = torch.Generator().manual_seed(0)
+        generator = stream(0)
         first, second = (F.normalize(self.encoder(self.stain(sharp, generator=generator)).cls, dim=1) for _ in range(2))
         hits = (first @ second.T).argmax(dim=1) == torch.arange(len(sharp), device=sharp.device)
         self.log("val_retrieval", hits.float().mean(), prog_bar=True)

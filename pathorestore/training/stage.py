@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from pathorestore.degradations.optical import Degraded, degrade
 from pathorestore.degradations.recipes import Setting
+from pathorestore.functional.noise import stream
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -48,13 +49,15 @@ class Stage(pl.LightningModule):
 
     def step_generator(self) -> torch.Generator:
         """Randomness of the current step: depends on the seed and the step alone, so that a resumed run goes on as if uninterrupted."""
-        return torch.Generator().manual_seed((self.config.seed << 32) + self.global_step)
+        return stream(self.config.seed, self.global_step)
 
     def simulate(self, sharp: Tensor, generator: torch.Generator) -> Degraded:
         """Degrade a batch by one of the training settings; margins are cut from all outputs."""
         ideal = float(torch.rand(1, generator=generator)) < self.config.ideal_share
         setting = Setting.ideal() if ideal else Setting.scanner()
-        return degrade(sharp, None, setting=setting, generator=generator, margin_px=self.config.margin_px)
+        # optics in bfloat16 would be other optics
+        with torch.autocast(sharp.device.type, enabled=False):
+            return degrade(sharp, None, setting=setting, generator=generator, margin_px=self.config.margin_px)
 
     def configure_optimizers(self) -> Any:
         """AdamW under a warm-up and a cosine of `progress`."""
@@ -79,8 +82,9 @@ def frozen(module: nn.Module) -> nn.Module:
 
 def validation_pairs(sharp: Tensor, *, z_um: float, margin_px: int) -> Degraded:
     """The validation setting: ideal optics at one distance, the same noise every time."""
-    z = torch.full((len(sharp),), z_um)
-    return degrade(sharp, z, setting=Setting.ideal(), generator=torch.Generator().manual_seed(round(1000 * z_um)), margin_px=margin_px)
+    z, generator = torch.full((len(sharp),), z_um), stream(round(1000 * z_um))
+    with torch.autocast(sharp.device.type, enabled=False):
+        return degrade(sharp, z, setting=Setting.ideal(), generator=generator, margin_px=margin_px)
 
 
 def psnr(restored: Tensor, clean: Tensor) -> Tensor:
