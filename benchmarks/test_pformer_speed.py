@@ -10,7 +10,7 @@ from dataclasses import replace
 import pytest
 import torch
 import torch.nn.functional as F
-from conftest import TakingTurns
+from taking_turns import TakingTurns
 from torch import Tensor, nn
 
 from pathorestore.models.pformer import PFormer, PFormerConfig, Restormer, RestormerConfig

@@ -4,7 +4,7 @@ from collections.abc import Callable
 
 import pytest
 import torch
-from conftest import TakingTurns
+from taking_turns import TakingTurns
 from torch import Tensor
 
 from pathorestore.diffusion.sampling import sample
@@ -32,23 +32,31 @@ def forgetful(refiner: DiffusionRefiner, coarse: Tensor, degraded: Tensor, promp
     return refiner.space.decode(sample(denoise, refiner.process, start, lambda step: refiner.space.noise(NOISE, step, start)))
 
 
+def compare(taking_turns: TakingTurns, refiner: DiffusionRefiner, once: Callable[[], Tensor], each_step: Callable[[], Tensor]) -> None:
+    assert torch.allclose(once(), each_step(), atol=1e-5)
+    taking_turns({"once": once, "each step": each_step}, rounds=21)
+    taking_turns.benchmark.extra_info["steps"] = refiner.process.steps
+
+
 @torch.no_grad()
-def test_sampling_at_256_px(taking_turns: TakingTurns, untrained: MoPRestorer, image: Tensor) -> None:
+def test_conditions_of_given_prompts(taking_turns: TakingTurns, untrained: MoPRestorer, image: Tensor) -> None:
+    refiner, prompts = untrained.fine, untrained.prepare(image)
+    assert isinstance(refiner, DiffusionRefiner)
+    compare(
+        taking_turns,
+        refiner,
+        once=lambda: refiner(image, image, prompts, noise=NOISE),
+        each_step=lambda: forgetful(refiner, image, image, lambda: prompts),
+    )
+
+
+@torch.no_grad()
+def test_prompts_and_conditions(taking_turns: TakingTurns, untrained: MoPRestorer, image: Tensor) -> None:
     refiner = untrained.fine
     assert isinstance(refiner, DiffusionRefiner)
-
-    def cached() -> Tensor:
-        return refiner(image, image, untrained.prepare(image), noise=NOISE)
-
-    def conditions_each_step() -> Tensor:
-        prompts = untrained.prepare(image)
-        return forgetful(refiner, image, image, lambda: prompts)
-
-    def prompts_each_step() -> Tensor:
-        return forgetful(refiner, image, image, lambda: untrained.prepare(image))
-
-    contenders = {"cached": cached, "conditions each step": conditions_each_step, "prompts and conditions each step": prompts_each_step}
-    results = [run() for run in contenders.values()]
-    assert all(torch.allclose(result, results[0], atol=1e-5) for result in results)
-    taking_turns(contenders, rounds=15)
-    taking_turns.benchmark.extra_info["steps"] = refiner.process.steps
+    compare(
+        taking_turns,
+        refiner,
+        once=lambda: refiner(image, image, untrained.prepare(image), noise=NOISE),
+        each_step=lambda: forgetful(refiner, image, image, lambda: untrained.prepare(image)),
+    )

@@ -7,7 +7,7 @@ import os
 
 import pytest
 import torch
-from conftest import TakingTurns
+from taking_turns import TakingTurns
 from torch import Tensor
 
 from pathorestore.functional.noise import NoiseField

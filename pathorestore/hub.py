@@ -9,13 +9,14 @@ import json
 import os
 import re
 import tempfile
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Self, TypeVar, get_type_hints
 
 import torch
 from torch import Tensor, nn
 
+from pathorestore.atomic import write_atomic
 from pathorestore.hub_card import ModelCard, render
 from pathorestore.hub_codec import ConfigError, decode, encode
 
@@ -241,13 +242,12 @@ def check_fit(module: nn.Module, state: Mapping[str, Tensor], *, source: str, fr
 
 
 def _write_leaf(part: Pretrained, folder: Path, *, dtype: torch.dtype | None) -> None:
-    from safetensors.torch import save_file
+    from safetensors.torch import save
 
     config = encode(part.config)  # before anything is written
     # clones, because safetensors refuses tensors that share memory
     state = {name: _stored(name, tensor, dtype=dtype) for name, tensor in _as_module(part).state_dict().items()}
-    folder.mkdir(parents=True, exist_ok=True)
-    _replace(folder / _WEIGHTS, lambda path: save_file(state, path, metadata={"format": "pt"}))
+    write_atomic(folder / _WEIGHTS, save(state, metadata={"format": "pt"}))
     _write_json(folder / _CONFIG, {"format_version": FORMAT_VERSION, "class": type(part).__name__, "config": config})
 
 
@@ -296,17 +296,7 @@ def _write_json(path: Path, content: object) -> None:
 
 
 def _write_text(path: Path, text: str) -> None:
-    _replace(path, lambda temporary: temporary.write_text(text, encoding="utf-8"))
-
-
-def _replace(path: Path, write: Callable[[Path], object]) -> None:
-    """Write to a temporary neighbour, then rename it over `path`: readers see the old file or the new one, never half of one."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        write(temporary)
-        temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)
+    write_atomic(path, text.encode("utf-8"))
 
 
 def _config_class(cls: type[Pretrained]) -> type[Any]:

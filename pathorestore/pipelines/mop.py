@@ -121,10 +121,13 @@ class MoPRestorer(nn.Module):
             cast(PathologyPrompt, parts["pathology"]),
             cast(EdgePrompt, parts["edge"]),
         )
+        # a hub snapshot's folder is named after its commit, which says less than the repository's name
+        given = Path(folder_or_repo_id)
+        model_id = given.resolve().name if given.exists() else str(folder_or_repo_id)
         fine: Refiner = KeepCoarse()
         if "fine" in parts:
             fine = DiffusionRefiner(cast(PDiffusion, parts["fine"]), load_settings(folder, ResShift, system=_SYSTEM))
-        loaded = cls(prompter, cast(PFormer, parts["coarse"]), fine, model_id=folder.name, weights_hash=weights_sha256(folder))
+        loaded = cls(prompter, cast(PFormer, parts["coarse"]), fine, model_id=model_id, weights_hash=weights_sha256(folder))
         loaded.eval()
         return loaded
 

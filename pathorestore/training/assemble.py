@@ -16,7 +16,7 @@ from pathorestore.pipelines.refine import DiffusionRefiner
 
 DATA = (
     "115 H&E tiles whose licence allows commercial use (BreCaHAD CC BY 4.0; TNBC of Naylor et al. CC BY 4.0; TCGA open-access tiles; "
-    "HistoPrep, torchstain, InstanSeg and staining-normalization samples, MIT or Apache-2.0), defocused by `Setting.ideal()` in 70 % of the "
+    "HistoPrep, torchstain, InstanSeg and staining-normalization samples, MIT or Apache-2.0), defocused by `Setting.ideal()` in most "
     "batches and by `Setting.scanner()` in the rest; validated on 32 crops of other sources, defocused by `Setting.ideal()`"
 )
 

@@ -109,7 +109,7 @@ def train(
     """Train one stage and save its parts as `out/<part>/`, with a record of how in `out/<stage>.json`."""
     plan = PLANS[name]
     with torch.random.fork_rng():
-        pl.seed_everything(seed, verbose=False)  # initial weights; every later draw has a generator of its own
+        torch.default_generator.manual_seed(seed)  # initial weights; every later draw has a generator of its own
         stage, parts = plan.build(plan, out, seed)
     average, budget = ExponentialAverage(plan.ema), WallClockBudget(minutes)
     checkpoints = out / "checkpoints" / name

@@ -1,6 +1,6 @@
 """What the five stages share: the optimiser with its schedule, simulated pairs, and frozen parts."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import pytorch_lightning as pl
@@ -17,7 +17,7 @@ class StageConfig:
     """Optimisation and simulation of a stage.
 
     learning_rate: peak, reached after `warmup` (fraction of the run), then cosine to `final` times it. weight_decay: of AdamW.
-    ideal_share: fraction of batches simulated with `Setting.ideal()`, the rest with `Setting.scanner()`. margin_px: rim of every crop that
+    ideal_share: fraction of batches simulated with `Setting.ideal()` up to `ideal_max_um`, the rest with `Setting.scanner()`. margin_px: rim of every crop that
     is cut off after blurring.
     """
 
@@ -25,7 +25,8 @@ class StageConfig:
     warmup: float = 0.03
     final: float = 0.01
     weight_decay: float = 1e-4
-    ideal_share: float = 0.7
+    ideal_share: float = 0.8
+    ideal_max_um: float = 4.0
     margin_px: int = 32
     seed: int = 0
 
@@ -54,7 +55,7 @@ class Stage(pl.LightningModule):
     def simulate(self, sharp: Tensor, generator: torch.Generator) -> Degraded:
         """Degrade a batch by one of the training settings; margins are cut from all outputs."""
         ideal = float(torch.rand(1, generator=generator)) < self.config.ideal_share
-        setting = Setting.ideal() if ideal else Setting.scanner()
+        setting = replace(Setting.ideal(), max_defocus_um=self.config.ideal_max_um) if ideal else Setting.scanner()
         # optics in bfloat16 would be other optics
         with torch.autocast(sharp.device.type, enabled=False):
             return degrade(sharp, None, setting=setting, generator=generator, margin_px=self.config.margin_px)
