@@ -261,7 +261,7 @@ def _fill_restore(command: "ArgumentParser") -> None:
     _fill_model(command)
     command.add_argument("--coarse-only", action="store_true", help="first stage only: faster, and nothing is generated")
     command.add_argument("--steps", type=int, default=None, help="steps of the second stage; default and most: those of the model, 4")
-    command.add_argument("--tile", type=int, default=256, help="side of the tiles in px, a multiple of 64; smaller takes less memory")
+    command.add_argument("--tile", type=int, default=256, help="side of the tiles in px, a multiple of 128 (64 with --coarse-only)")
     command.add_argument("--overlap", type=int, default=32, help="overlap of neighbouring tiles in px, less than half a tile")
     command.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto", help="where to compute; auto takes CUDA if present")
     command.add_argument("--precision", choices=("auto", "fp32", "bf16"), default="auto", help="auto takes bf16 on CUDA that has it")

@@ -409,6 +409,16 @@ def test_simulate_is_decided_by_its_seed_and_refuses_to_replace(tmp_path, run):
     assert run(*words, "-o", tmp_path / "a", "--overwrite")[0] == 0
 
 
+def test_simulate_obeys_setting_and_pixel_size(tmp_path, run):
+    Image.fromarray(pixels_of(40, 40)).save(tmp_path / "tile.png")
+    choices = {"ideal": (), "scanner": ("--setting", "scanner"), "coarse": ("--pixel-um", "0.5")}
+    for folder, words in choices.items():
+        assert run("simulate", tmp_path / "tile.png", "--z", "1", "-o", tmp_path / folder, *words)[0] == 0
+    planes = [read_image_file(tmp_path / folder / "tile_z+1.000um.png").image for folder in choices]
+    assert not torch.equal(planes[0], planes[1])
+    assert not torch.equal(planes[0], planes[2])
+
+
 def test_simulate_names_a_bad_image(tmp_path, run):
     (tmp_path / "text.png").write_text("hello")
     code, _, err = run("simulate", tmp_path / "text.png", "-o", tmp_path / "out")

@@ -245,6 +245,17 @@ def test_a_thick_section_integrates_depth_in_its_clean_image(nuclei_image: torch
     assert sharpness(result.clean) < 0.95 * sharpness(nuclei_image[..., 32:-32, 32:-32])
 
 
+def test_a_second_tissue_brings_structure_but_no_seams(nuclei_image: torch.Tensor) -> None:
+    ramp = torch.linspace(0.3, 0.9, 128).expand(1, 3, 128, 128)
+    doubled = replace(QUIET, second_layer=(1.0, 1.0), second_layer_probability=1.0, second_layer_um=(0.0, 0.0))
+    for seed in range(5):
+        result = degrade(ramp, torch.zeros(1), setting=doubled, generator=seeded(seed), margin_px=32)
+        assert result.degraded.diff(dim=-1).abs().max() < 0.03
+        assert result.degraded.diff(dim=-2).abs().max() < 0.03
+    bare, covered = (degrade(nuclei_image, torch.zeros(1), setting=s, generator=seeded(), margin_px=32).degraded for s in (QUIET, doubled))
+    assert covered.mean() < bare.mean() - 0.02
+
+
 def test_each_layer_comes_into_focus_at_its_own_depth(nuclei_image: torch.Tensor) -> None:
     left = torch.zeros(128, 128)
     left[:, :64] = 1

@@ -169,11 +169,10 @@ def test_an_interrupted_save_leaves_the_old_file_and_no_rest(blur: Blur, tmp_pat
     blur.save_pretrained(tmp_path)
     before = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
 
-    def break_off(state: object, path: Path, metadata: object) -> None:
-        path.write_bytes(b"half")
-        raise OSError("disk full")
+    def break_off(descriptor: int) -> None:
+        raise OSError(28, "disk full")
 
-    monkeypatch.setattr("safetensors.torch.save_file", break_off)
+    monkeypatch.setattr("os.fsync", break_off)
     with pytest.raises(OSError, match="disk full"):
         blur.save_pretrained(tmp_path)
     assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == before

@@ -141,6 +141,17 @@ def bomb_tiff(path: Path, **options: Any) -> None:
     path.write_bytes(content)
 
 
+def test_one_pixel_in_a_gigantic_tile_is_a_bomb_too(tmp_path):
+    path = save_tiff(tmp_path / "x.tif", pixels_of(1, 1, 3, 8), tile=(32, 16))
+    content = bytearray(path.read_bytes())
+    with tifffile.TiffFile(path) as tiff:
+        for name in ("TileWidth", "TileLength"):
+            struct.pack_into("<H", content, tiff.pages[0].tags[name].valueoffset, 64_000)
+    path.write_bytes(content)
+    with pytest.raises(ImageFileError, match="64000 x 64000"):
+        read_image_file(path)
+
+
 @pytest.mark.parametrize("kind", ["png", "jpg", "bmp", "tif"])
 def test_a_decompression_bomb_is_refused_by_its_header_and_the_way_out_is_named(tmp_path, kind):
     path = tmp_path / f"x.{kind}"

@@ -317,6 +317,15 @@ def test_watershed_finds_the_same_nuclei_at_another_pixel_size(nuclei_image):
     assert Watershed(mpp=0.05)(to_uint8(nuclei_image)).max() < here.max() / 2
 
 
+def test_two_centres_are_one_nucleus_unless_they_are_more_than_one_and_a_half_um_apart():
+    y, x = np.mgrid[:96, :96]
+    touching = np.minimum(np.hypot(y - 48, x - 40), np.hypot(y - 48, x - 52)) < 7
+    pixels = np.where(touching[..., None], (90, 60, 140), (240, 220, 235)).astype(np.uint8)
+    # 12 px apart is 3 um and 1.5 um; the limit is 6 px of 0.25 um
+    assert Watershed(mpp=0.25)(pixels).max() == 2
+    assert Watershed(mpp=0.125)(pixels).max() == 1
+
+
 def test_a_label_map_is_made_once_per_image_content(nuclei_image):
     find = Fixed(Watershed()(to_uint8(nuclei_image)))
     cached = CachedSegmenter(find, size=1)

@@ -211,12 +211,18 @@ def test_the_prompter_makes_all_prompts_of_an_image(nuclei_image):
     assert prompts.defocus_um.shape == prompts.ctf.shape == (1,)
 
 
-def test_parts_that_do_not_fit_together_are_refused_by_name():
-    with pytest.raises(ValueError, match="encoder_dim=100"):
-        prompt = PathologyPrompt(replace(PathologyPromptConfig.tiny(), encoder_dim=100))
-        Prompter(TinyEncoder(TinyEncoderConfig.tiny()), _estimator(), prompt, EdgePrompt(EdgePromptConfig.tiny()))
-    with pytest.raises(ValueError, match="edge prompt expects defocus_dim=64"):
-        edge = EdgePrompt(replace(EdgePromptConfig.tiny(), defocus_dim=64))
-        Prompter(TinyEncoder(TinyEncoderConfig.tiny()), _estimator(), PathologyPrompt(PathologyPromptConfig.tiny()), edge)
+@pytest.mark.parametrize(
+    ("pathology", "edge", "says"),
+    [({"encoder_dim": 100}, {}, "encoder_dim=100"), ({}, {"defocus_dim": 64}, "edge prompt expects defocus_dim=64")],
+)
+def test_parts_that_do_not_fit_together_are_refused_by_name(pathology, edge, says):
+    encoder, defocus = TinyEncoder(TinyEncoderConfig.tiny()), _estimator()
+    prompt = PathologyPrompt(replace(PathologyPromptConfig.tiny(), **pathology))
+    edges = EdgePrompt(replace(EdgePromptConfig.tiny(), **edge))
+    with pytest.raises(ValueError, match=says):
+        Prompter(encoder, defocus, prompt, edges)
+
+
+def test_heads_that_do_not_divide_the_width_are_refused():
     with pytest.raises(ValueError, match="divisible by heads"):
         PathologyPromptConfig(width=10, heads=3)

@@ -74,6 +74,11 @@ def _height_map(size_px: tuple[int, int], parameters: Parameters, generator: tor
     return relief + parameters.tilt_um * (math.cos(angle) * columns + math.sin(angle) * rows)
 
 
+def _mean_defocus(focus_um: Tensor, height_um: Tensor, margin_px: int) -> Tensor:
+    """Signed defocus of focus positions, averaged over what the crop keeps of a height map h w."""
+    return focus_um - _crop(height_um, margin_px).mean()
+
+
 def _slab(height_um: Tensor, parameters: Parameters, generator: torch.Generator) -> Slab:
     """Split a section into layers across its thickness; the one nearest the focal plane holds about `focal_share` of the absorption."""
     count = parameters.layers
@@ -166,12 +171,14 @@ def _labels(defocus_um: Tensor, optics: list[Optics]) -> Tensor:
 
 
 def _second_tissue(light: Tensor, strength: float, generator: torch.Generator) -> Tensor:
-    """An unrelated tissue 1 3 h w made of another light field: flipped, shifted at random, thinned to `strength` of its density."""
+    """An unrelated tissue 1 3 h w made of another light field: mirrored, shifted at random, thinned to `strength` of its density."""
     if strength == 0:
         return light
     height, width = light.shape[-2:]
     rows, columns = (int(torch.randint(0, side, (), generator=generator)) for side in (height, width))
-    return light.flip(-1).roll((rows, columns), (-2, -1)).clamp(1e-4, 1) ** strength
+    # beside its mirror images a field has no seams, wherever it is shifted
+    wide = torch.cat([light.flip(-1), light], -1).roll(columns, -1)[..., :width]
+    return torch.cat([wide, wide.flip(-2)], -2).roll(rows, -2)[..., :height, :].clamp(1e-4, 1) ** strength
 
 
 def degrade(sharp: Tensor, z_um: Tensor | None, *, setting: Setting, generator: torch.Generator, margin_px: int = 0) -> Degraded:
@@ -198,7 +205,7 @@ def degrade(sharp: Tensor, z_um: Tensor | None, *, setting: Setting, generator: 
         height = _height_map(size, parameters, generator)
         second = _second_tissue(light[[(i + 1) % count]], parameters.second_layer, generator)
         scene = _Scene(light[i : i + 1], _slab(height, parameters, generator), second, parameters, setting.from_scan)
-        defocus = focus - _crop(height, margin).mean()
+        defocus = _mean_defocus(focus, height, margin)
         degraded = _degrade(scene, focus.item(), defocus.item(), generator)
         draws.append((_crop(degraded, margin), _crop(_clean(scene), margin), defocus, parameters))
     images, targets, distances, chosen = zip(*draws, strict=True)
@@ -226,7 +233,7 @@ def simulate_stack(
     second = _second_tissue(light, parameters.second_layer, generator)
     scene = _Scene(light, _slab(relief, parameters, generator), second, parameters, setting.from_scan)
     depth = _crop(relief, _HALO_PX)
-    defocus = z_um.detach().cpu().float() - depth.mean()
+    defocus = _mean_defocus(z_um.detach().cpu().float(), relief, _HALO_PX)
     planes = [_degrade(scene, z, d, generator) for z, d in zip(z_um.tolist(), defocus.tolist(), strict=True)]
     ctf = _labels(defocus, [parameters.optics] * len(defocus)).to(sharp.device)
     return FocalStack(

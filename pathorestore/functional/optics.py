@@ -199,11 +199,7 @@ def _radial_power(image: Tensor, bins: int, optics: Optics) -> tuple[Tensor, Ten
     frequency = frequency_grid(height, width, optics.pixel_um).to(light.device)
     nyquist = 0.5 / optics.pixel_um
     index = (frequency / nyquist * bins).long().reshape(-1)
-    # columns strictly inside the half plane stand for two conjugate frequencies
-    twice = torch.full((width // 2 + 1,), 2.0, dtype=torch.float64, device=light.device)
-    twice[0] = 1
-    twice[width // 2 :] = 1 if width % 2 == 0 else 2
-    weight = twice.expand(height, -1).reshape(-1) * (index < bins)
+    weight = (index < bins).double()
     index = index.clamp(max=bins - 1)
     count = torch.zeros(bins, dtype=torch.float64, device=light.device).index_add_(0, index, weight)
     total = torch.zeros(len(light), bins, dtype=torch.float64, device=light.device).index_add_(1, index, power.flatten(1) * weight)

@@ -57,8 +57,8 @@ class DefocusEstimatorConfig:
 class DefocusEstimate(NamedTuple):
     """What an image tells about its focus.
 
-    features: the defocus prompt P_D, b c h/8 w/8. defocus_um: distance to best focus (signed if the configuration says so), b. ctf: contrast-transfer
-    value in about [0, 1], b.
+    features: the defocus prompt P_D, b c h/8 w/8. defocus_um: distance to best focus, b, signed if the configuration says so.
+    ctf: contrast-transfer value in about [0, 1], b.
     """
 
     features: Tensor

@@ -5,7 +5,6 @@ Restormer: Zamir et al., CVPR 2022. P-former: Mixture of Prompts, arXiv 2503.123
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import cast
 
 import torch
 import torch.nn.functional as F

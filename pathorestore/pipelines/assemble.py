@@ -3,6 +3,7 @@
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from pathorestore.image import round_up
 from pathorestore.pipelines.compute import DEVICES, PRECISIONS, ComputedOn, choose_device, choose_precision
 from pathorestore.pipelines.provenance import Parameter
 from pathorestore.pipelines.restorer import Progress, Restorer, StagedRestorer, silent
@@ -96,9 +97,12 @@ def load_system(options: RestoreOptions) -> "MoPRestorer":
 
 
 def in_tiles(system: StagedRestorer, options: RestoreOptions, *, progress: Progress = silent) -> Restorer:
-    """The restorer working tile by tile."""
+    """The restorer working tile by tile. Raises ValueError for tiles that it cannot take."""
     from pathorestore.pipelines.tiled import TiledRestorer
 
+    if options.tile_px % system.multiple_px:
+        near = round_up(options.tile_px, system.multiple_px)
+        raise ValueError(f"--tile {options.tile_px} must be a multiple of {system.multiple_px} for this model; try --tile {near}")
     return TiledRestorer(system, tile_px=options.tile_px, overlap_px=options.overlap_px, progress=progress)
 
 

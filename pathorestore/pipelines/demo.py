@@ -9,11 +9,11 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from pathorestore.atomic import write_atomic
 from pathorestore.degradations.acquisition import gaussian_blur
 from pathorestore.degradations.optical import degrade
 from pathorestore.degradations.recipes import Setting
 from pathorestore.image import from_uint8
-from pathorestore.atomic import write_atomic
 from pathorestore.pipelines.contact_sheet import Cell, SheetStyle, busiest_corner, colour_ramp, draw_sheet
 from pathorestore.pipelines.restorer import Progress, Restorer, silent
 

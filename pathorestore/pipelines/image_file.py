@@ -11,8 +11,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from pathorestore.image import check_image
 from pathorestore.atomic import write_atomic
+from pathorestore.image import check_image
 from pathorestore.pipelines.pillow_file import decode_bmp, decode_jpeg, decode_png, encode_jpeg, encode_png
 from pathorestore.pipelines.provenance import Provenance
 from pathorestore.pipelines.raster import DEFAULT_MAX_PIXELS, ImageFileError, Pixels, Raster, rounded, sniff

@@ -9,9 +9,9 @@ from pathlib import Path
 
 import torch
 
+from pathorestore.atomic import write_atomic
 from pathorestore.degradations.optical import FocalStack, simulate_stack
 from pathorestore.degradations.recipes import Setting
-from pathorestore.atomic import write_atomic
 from pathorestore.pipelines.image_file import DEFAULT_MAX_PIXELS, ImageFile, ImageFileError, check_target, read_image_file, write_image_file
 from pathorestore.pipelines.provenance import SIMULATED_NOTICE, Provenance
 from pathorestore.version import __version__

@@ -39,7 +39,7 @@ def assemble(out: Path, to: Path | None) -> None:
 
 
 def _card(out: Path) -> ModelCard:
-    names = ("encoder", "defocus", "pathology", "coarse", "coarse-wide", "fine")
+    names = ("encoder", "defocus", "defocus-heads", "pathology", "coarse", "coarse-wide", "fine")
     records = [json.loads((out / f"{name}.json").read_text(encoding="utf-8")) for name in names if (out / f"{name}.json").exists()]
     metrics = {f"{record['stage']}: {key} (val crops)": value for record in records for key, value in record["validation"].items()}
     minutes = ", ".join(f"{record['stage']} {record['minutes']:g} min ({record['steps']} steps of {record['batch']})" for record in records)
@@ -47,9 +47,9 @@ def _card(out: Path) -> ModelCard:
     return ModelCard(
         title="mop-tiny",
         summary=(
-            "The embedded two-stage defocus restorer: a 0.85 M parameter P-former and a 1.45 M parameter P-diffusion (4 ResShift steps), told "
-            "by a defocus estimator (unsigned distance), a self-supervised encoder and Canny edges. Trained on simulated defocus only: expect "
-            "less on real slides, most of all where the blur comes with a section's depth."
+            "The embedded two-stage defocus restorer: a 0.85 M parameter P-former and a 1.45 M parameter P-diffusion (4 ResShift steps), "
+            "told by a defocus estimator (unsigned distance), a self-supervised encoder and Canny edges. Trained on simulated defocus: "
+            "expect less on real slides, most of all where the blur comes with a section's depth."
         ),
         data=DATA,
         seed=str(records[0]["seed"]) if records else "",

@@ -97,6 +97,5 @@ class StopOnNonFinite(pl.Callback):
     def on_before_backward(self, trainer: pl.Trainer, pl_module: pl.LightningModule, loss: Tensor) -> None:
         """Check the loss."""
         if not torch.isfinite(loss.detach()).all():
-            raise FloatingPointError(
-                f"the loss became {float(loss.detach())} at step {trainer.global_step}; lower the learning rate, clip harder or train in fp32"
-            )
+            step, value = trainer.global_step, float(loss.detach())
+            raise FloatingPointError(f"the loss became {value} at step {step}; lower the learning rate, clip harder or train in fp32")

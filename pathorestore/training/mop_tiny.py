@@ -33,7 +33,7 @@ from pathorestore.models.prompts import EdgePrompt, EdgePromptConfig, PathologyP
 from pathorestore.training.callbacks import ExponentialAverage, StopOnNonFinite, WallClockBudget
 from pathorestore.training.prompt_stages import DefocusStage, EncoderStage, PathologyPromptStage
 from pathorestore.training.restoration_stages import PDiffusionStage, PDiffusionStageConfig, PFormerStage
-from pathorestore.training.stage import Stage, StageConfig
+from pathorestore.training.stage import Stage, StageConfig, frozen
 
 # kappa 1 with the first step's noise at 0.1: images in [-1, 1] after a strong coarse stage leave a small residual to travel
 PROCESS = ResShift(steps=4, kappa=1.0, min_noise=0.1)
@@ -68,6 +68,15 @@ def _defocus(plan: Plan, out: Path, seed: int) -> tuple[Stage, dict[str, nn.Modu
     return DefocusStage(defocus, plan.stage_config(seed)), {"defocus": defocus}
 
 
+def _defocus_heads(plan: Plan, out: Path, seed: int) -> tuple[Stage, dict[str, nn.Module]]:
+    # the two linear heads alone: the prompt P_D, which later stages were trained on, stays what it is
+    defocus = DefocusEstimator.from_pretrained(out / "defocus")
+    frozen(defocus)
+    defocus.fc.requires_grad_(True)
+    defocus.fc2.requires_grad_(True)
+    return DefocusStage(defocus, plan.stage_config(seed)), {"defocus": defocus}
+
+
 def _pathology(plan: Plan, out: Path, seed: int) -> tuple[Stage, dict[str, nn.Module]]:
     encoder, defocus = TinyEncoder.from_pretrained(out / "encoder"), DefocusEstimator.from_pretrained(out / "defocus")
     pathology = PathologyPrompt(PathologyPromptConfig.tiny())
@@ -95,8 +104,9 @@ def _fine(plan: Plan, out: Path, seed: int) -> tuple[Stage, dict[str, nn.Module]
 PLANS = {
     "encoder": Plan(batch=32, crop_px=128, margin_px=16, validate_every=100, ema=0.99, learning_rate=2e-3, build=_encoder),
     "defocus": Plan(batch=16, crop_px=96, margin_px=32, validate_every=200, ema=0.99, learning_rate=2e-3, build=_defocus),
+    "defocus-heads": Plan(batch=16, crop_px=96, margin_px=32, validate_every=100, ema=0.98, learning_rate=3e-3, build=_defocus_heads),
     "pathology": Plan(batch=16, crop_px=128, margin_px=32, validate_every=200, ema=0.99, learning_rate=1e-3, build=_pathology),
-    "coarse": Plan(batch=8, crop_px=64, margin_px=32, validate_every=500, ema=0.998, learning_rate=1.5e-3, build=_coarse),
+    "coarse": Plan(batch=8, crop_px=64, margin_px=32, validate_every=400, ema=0.995, learning_rate=1e-3, build=_coarse),
     # a second, short pass of the coarse stage on crops nearer to the size of the tiles that it will meet
     "coarse-wide": Plan(batch=4, crop_px=128, margin_px=32, validate_every=200, ema=0.99, learning_rate=3e-4, build=_coarse),
     "fine": Plan(batch=8, crop_px=128, margin_px=32, validate_every=400, ema=0.995, learning_rate=7e-4, build=_fine),

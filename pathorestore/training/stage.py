@@ -17,8 +17,8 @@ class StageConfig:
     """Optimisation and simulation of a stage.
 
     learning_rate: peak, reached after `warmup` (fraction of the run), then cosine to `final` times it. weight_decay: of AdamW.
-    ideal_share: fraction of batches simulated with `Setting.ideal()` up to `ideal_max_um`, the rest with `Setting.scanner()`. margin_px: rim of every crop that
-    is cut off after blurring.
+    ideal_share: fraction of batches simulated with `Setting.ideal()` up to `ideal_max_um`, the rest with `Setting.scanner()`.
+    margin_px: rim of every crop that is cut off after blurring.
     """
 
     learning_rate: float = 1e-3
@@ -63,7 +63,7 @@ class Stage(pl.LightningModule):
     def configure_optimizers(self) -> Any:
         """AdamW under a warm-up and a cosine of `progress`."""
         parameters = [parameter for parameter in self.parameters() if parameter.requires_grad]
-        optimizer = torch.optim.AdamW(parameters, lr=self.config.learning_rate, weight_decay=self.config.weight_decay, betas=(0.9, 0.99))
+        optimizer = torch.optim.AdamW(parameters, lr=self.config.learning_rate, weight_decay=self.config.weight_decay, betas=(0.9, 0.999))
         scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda _: self.rate())
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
 
