@@ -26,7 +26,7 @@ def test_a_thousand_kernels_come_faster_from_the_table(benchmark) -> None:  # ty
     direct = seconds(lambda: psf(defocus, OPTICS, 41))
     looked_up = seconds(lambda: table(defocus))
     benchmark.extra_info["direct_over_table"] = direct / looked_up
-    assert direct > 2 * looked_up
+    assert direct > 10 * looked_up
 
 
 @pytest.mark.parametrize("name", ["ideal", "scanner", "shifted"])

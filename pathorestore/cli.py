@@ -6,6 +6,7 @@ import logging
 import re
 import signal
 import sys
+import threading
 import traceback
 from argparse import ArgumentError
 from collections.abc import Callable, Iterator, Sequence
@@ -221,6 +222,9 @@ def _termination_as_interruption() -> Iterator[None]:
     def interrupt(_signal: int, _frame: object) -> None:
         raise KeyboardInterrupt
 
+    if threading.current_thread() is not threading.main_thread():  # only there may handlers be set
+        yield
+        return
     before = signal.signal(signal.SIGTERM, interrupt)
     try:
         yield

@@ -34,7 +34,9 @@ def from_uint8(pixels: NDArray[np.uint8]) -> Tensor:
     """Turn h w 3 uint8 pixels into an image 1 3 h w. Raises ValueError for another dtype or shape."""
     if pixels.dtype != np.uint8 or pixels.ndim != 3 or pixels.shape[2] != 3:
         raise ValueError(f"pixels are {pixels.dtype} of shape {pixels.shape}; expected uint8 of shape (height, width, 3)")
-    return torch.from_numpy(np.ascontiguousarray(pixels)).permute(2, 0, 1)[None].contiguous().float() / 255
+    # torch warns of arrays that it may not write to, such as a picture's own memory
+    owned = np.array(pixels) if not pixels.flags.writeable else np.ascontiguousarray(pixels)
+    return torch.from_numpy(owned).permute(2, 0, 1)[None].contiguous().float() / 255
 
 
 def to_uint8(image: Tensor) -> NDArray[np.uint8]:

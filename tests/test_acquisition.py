@@ -47,11 +47,12 @@ def test_demosaicing_keeps_what_the_array_sees_and_linear_ramps(phase: int, valu
     assert kept.tolist() == [16, 32, 16]
 
 
-def test_the_phase_moves_the_red_filter() -> None:
-    red = torch.zeros(1, 3, 4, 4)
-    red[:, 0, 0, 0] = 1
-    assert acquisition.demosaic(red, phase=0)[0, 0, 0, 0] == 1
-    assert acquisition.demosaic(red, phase=3).abs().max() == 0
+def test_each_phase_puts_the_red_filter_into_another_corner() -> None:
+    for corner in range(4):
+        red = torch.zeros(1, 3, 4, 4)
+        red[:, 0, corner // 2, corner % 2] = 1
+        seen = [phase for phase in range(4) if acquisition.demosaic(red, phase=phase).max() == 1]
+        assert seen == [corner]
 
 
 @pytest.mark.parametrize("codec", ["jpeg", "webp"])

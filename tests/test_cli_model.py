@@ -18,6 +18,7 @@ from pathorestore.models.pdiffusion import PDiffusion, PDiffusionConfig
 from pathorestore.models.pformer import PFormer, PFormerConfig
 from pathorestore.models.prompts import EdgePrompt, EdgePromptConfig, PathologyPrompt, PathologyPromptConfig, Prompter
 from pathorestore.pipelines.image_file import read_image_file
+from pathorestore.pipelines.info import installation
 from pathorestore.pipelines.mop import MoPRestorer
 from pathorestore.pipelines.provenance import read_provenance
 from pathorestore.pipelines.refine import DiffusionRefiner
@@ -114,9 +115,7 @@ def test_weights_that_are_not_what_they_should_be_are_one_line_and_exit_code_2(i
     assert not (tmp_path / "out.png").exists()
 
 
-def test_info_knows_the_model(model, monkeypatch, capsys):
-    from pathorestore.pipelines.info import installation
-
+def test_info_knows_the_model(model):
     (found,) = installation(model.parent).models
     assert (found.name, found.licence) == ("untrained", "apache-2.0")
     assert set(found.parts) == {"encoder", "defocus", "pathology", "edge", "coarse", "fine"}

@@ -36,15 +36,15 @@ def test_a_crop_depends_on_seed_and_number_alone_whatever_the_workers(folder):
 
 
 def test_unaugmented_crops_are_windows_of_their_images(folder):
-    crops = SharpCrops(image_files(folder)[:1], CropConfig(size_px=16, shrink=(1.0,), augment=False))
+    crops = SharpCrops(image_files(folder)[:1], CropConfig(size_px=16, augment=False))
     image = torch.from_numpy(crops.images[0]).permute(2, 0, 1) / 255
     windows = image.unfold(1, 16, 1).unfold(2, 16, 1).permute(1, 2, 0, 3, 4).reshape(-1, 3, 16, 16)
     for index in range(5):
         assert (windows == crops[index]).flatten(1).all(dim=1).any()
 
 
-def test_crops_stay_in_range_and_size_when_shrunk(folder):
-    crops = SharpCrops(image_files(folder), CropConfig(size_px=40, shrink=(0.5, 0.9)))
+def test_crops_stay_in_range_and_size_when_resized(folder):
+    crops = SharpCrops(image_files(folder), CropConfig(size_px=40, zoom=(0.5, 0.9, 2.5)))
     batch = torch.stack([crops[index] for index in range(20)])
     assert batch.shape == (20, 3, 40, 40)
     assert 0 <= float(batch.min()) <= float(batch.max()) <= 1
@@ -54,5 +54,5 @@ def test_images_smaller_than_the_crop_are_left_out_and_none_left_is_an_error(fol
     assert len(SharpCrops(image_files(folder), CropConfig(size_px=80)).images) == 1
     with pytest.raises(ValueError, match="smaller crop"):
         SharpCrops(image_files(folder), CropConfig(size_px=500))
-    with pytest.raises(ValueError, match="shrink"):
-        CropConfig(shrink=())
+    with pytest.raises(ValueError, match="zoom"):
+        CropConfig(zoom=())

@@ -19,7 +19,7 @@ from pathorestore.models.prompts import EdgePrompt, EdgePromptConfig, PathologyP
 from pathorestore.training.callbacks import ExponentialAverage, StopOnNonFinite, WallClockBudget
 from pathorestore.training.prompt_stages import DefocusStage, EncoderStage, PathologyPromptStage
 from pathorestore.training.restoration_stages import PDiffusionStage, PDiffusionStageConfig, PFormerStage, RestormerStage
-from pathorestore.training.stage import StageConfig, frozen
+from pathorestore.training.stage import StageConfig, frozen, validation_pairs
 
 CONFIG = StageConfig(margin_px=16, learning_rate=1e-3, warmup=0.0)
 
@@ -85,6 +85,17 @@ def test_every_stage_trains_and_validates_and_moves_only_what_it_should(name, cr
     assert any(key.startswith("val_") for key in trainer.callback_metrics)
 
 
+def test_a_kept_batch_is_turned_as_one_and_serves_several_steps(crops):
+    stage = _stage("fine")
+    stage.dropout = replace(stage.dropout, reuse=3)
+    sharp, generator = torch.stack(crops[:2]), torch.Generator().manual_seed(0)
+    batch = stage._batch(sharp, generator)
+    kept = stage._kept[0]
+    turns = [kept.turned(which) for which in range(8)]
+    assert any(all(torch.equal(a, b) for a, b in zip(batch, turn, strict=True)) for turn in turns)
+    assert len({tuple(turn.clean.flatten().tolist()) for turn in turns}) == 8
+
+
 def test_frozen_batch_statistics_do_not_drift(crops, tmp_path):
     stage = _stage("pathology")
     mean = stage.defocus.bn1.running_mean.clone()
@@ -103,17 +114,16 @@ def test_the_same_seed_gives_the_same_weights(crops, tmp_path):
 
 def test_the_p_former_learns_to_restore_one_crop(crops, tmp_path):
     stage = _stage("coarse")
-    one = crops[0][None]
-    pairs = stage.simulate(one, torch.Generator().manual_seed(3))
+    pairs = validation_pairs(crops[0][None], z_um=1.6, margin_px=16)
     optimizer = torch.optim.Adam(stage.coarse.parameters(), lr=3e-3)
     losses = []
-    for _ in range(25):
+    for _ in range(60):
         loss = nn.functional.l1_loss(stage.restore(pairs.degraded), pairs.clean)
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
         losses.append(float(loss.detach()))
-    assert losses[-1] < 0.75 * losses[0]
+    assert losses[-1] < 0.6 * losses[0]
 
 
 def test_the_learning_rate_warms_up_and_follows_a_cosine_of_the_progress():

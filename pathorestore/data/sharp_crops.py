@@ -50,18 +50,18 @@ def read_rgb(path: Path) -> NDArray[np.uint8]:
 class CropConfig:
     """How crops are cut. size_px: side of the crop, margins included. augment: random flips and quarter turns.
 
-    shrink: factors by which the source may be reduced first. They sharpen soft sources, but a network trained on them takes every soft
-    source for a defocused one: on other images it then sharpens too much.
+    zoom: factors by which the source may be resized first, drawn evenly. Below 1 they sharpen soft sources, but a network trained on that
+    takes every soft image for a defocused one; above 1 they stand for oversampled scans, which are soft in focus and must be left so.
     """
 
     size_px: int = 128
-    shrink: tuple[float, ...] = (1.0,)
+    zoom: tuple[float, ...] = (1.0,)
     augment: bool = True
     seed: int = 0
 
     def __post_init__(self) -> None:
-        if self.size_px < 8 or not self.shrink or not all(0 < factor <= 1 for factor in self.shrink):
-            raise ValueError(f"size_px must be at least 8 and shrink factors in (0, 1]; got {self}")
+        if self.size_px < 8 or not self.zoom or not all(0.1 <= factor <= 10 for factor in self.zoom):
+            raise ValueError(f"size_px must be at least 8 and zoom factors in [0.1, 10]; got {self}")
 
 
 class SharpCrops(Dataset[Tensor]):
@@ -88,7 +88,7 @@ class SharpCrops(Dataset[Tensor]):
             torch.searchsorted(self._cumulative, torch.rand(1, generator=generator, dtype=torch.float64)).clamp_max(len(self.images) - 1)
         )
         pixels, size = self.images[which], self.config.size_px
-        factor = self.config.shrink[int(torch.randint(len(self.config.shrink), (1,), generator=generator))]
+        factor = self.config.zoom[int(torch.randint(len(self.config.zoom), (1,), generator=generator))]
         source = min(round(size / factor), *pixels.shape[:2])
         top, left = (int(torch.randint(side - source + 1, (1,), generator=generator)) for side in pixels.shape[:2])
         crop = from_uint8(pixels[top : top + source, left : left + source])

@@ -5,10 +5,11 @@ import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from pathorestore.atomic import write_atomic
@@ -99,10 +100,11 @@ def write_image_file(path: Path, image: Tensor, like: ImageFile, provenance: Pro
     check_image(image)
     if image.shape != like.image.shape:
         raise ValueError(f"image has shape {tuple(image.shape)}; expected {tuple(like.image.shape)}, the shape of {like.path}")
-    pixels = image[0].permute(1, 2, 0).detach().cpu().numpy()
+    planes: list[NDArray[np.floating[Any]]] = list(image[0].detach().cpu().numpy())
     if like.mode == "gray":
-        pixels = (pixels.astype(np.float64) @ _LUMINANCE)[..., None]
-    raster = Raster(pixels=rounded(pixels, like.bit_depth), alpha=like.alpha, icc=like.icc, pixel_um=like.pixel_um)
+        planes = [np.tensordot(_LUMINANCE, planes, axes=1)]
+    pixels = np.stack([rounded(plane, like.bit_depth) for plane in planes], axis=-1)
+    raster = Raster(pixels=pixels, alpha=like.alpha, icc=like.icc, pixel_um=like.pixel_um)
     try:
         data, notes = encode(raster, provenance)
     except ImageFileError as error:
@@ -134,11 +136,14 @@ def encoder_for(path: Path) -> Encoder:
 
 
 def _image_file(path: Path, raster: Raster, kind: str, digest: str) -> ImageFile:
-    top = np.iinfo(raster.pixels.dtype).max
-    planes = torch.from_numpy(raster.pixels.astype(np.float32) / np.float32(top)).permute(2, 0, 1)[None]
+    height, width, channels = raster.pixels.shape
+    image = torch.empty(1, 3, height, width)
+    for channel in range(3):  # one by one, since a large image is several gigabytes
+        stored = raster.pixels[..., channel % channels].astype(np.float32)
+        image[0, channel] = torch.from_numpy(stored).div_(np.iinfo(raster.pixels.dtype).max)
     return ImageFile(
         path=path,
-        image=planes.expand(1, 3, -1, -1).contiguous(),
+        image=image,
         bit_depth=8 if raster.pixels.dtype == np.uint8 else 16,
         mode="gray" if raster.pixels.shape[2] == 1 else "rgb",
         alpha=raster.alpha,

@@ -1,7 +1,8 @@
 """The two restoration stages: P-former (or a Restormer) and P-diffusion."""
 
+from collections import deque
 from dataclasses import dataclass
-from typing import cast
+from typing import NamedTuple, cast
 
 import torch
 import torch.nn.functional as F
@@ -10,13 +11,14 @@ from torch import Tensor
 from pathorestore.diffusion.resshift import ResShift
 from pathorestore.functional.noise import NoiseField
 from pathorestore.losses import fft_magnitude_l1
+from pathorestore.metrics.fidelity import psnr
 from pathorestore.models.latent import WorkingSpace
 from pathorestore.models.pdiffusion import PDiffusion
 from pathorestore.models.pformer import PFormer, Restormer
 from pathorestore.models.prompts import Prompter
 from pathorestore.pipelines.refine import DiffusionRefiner
 from pathorestore.training.prompt_stages import VALIDATION_Z_UM
-from pathorestore.training.stage import Stage, StageConfig, frozen, psnr, validation_pairs
+from pathorestore.training.stage import Stage, StageConfig, frozen, validation_pairs
 
 
 class PFormerStage(Stage):
@@ -69,11 +71,32 @@ class RestormerStage(PFormerStage):
 class PDiffusionStageConfig(StageConfig):
     """degraded_share: fraction of batches that see the degraded image in place of the coarse one, so that the stage also works alone.
 
-    prompt_dropout: fraction of images whose pathology prompt is zeroed.
+    prompt_dropout: fraction of images whose pathology prompt is zeroed. reuse: how many steps a simulated batch and its coarse images serve
+    on average, turned and flipped anew each time: the frozen coarse stage costs more than a training step. memory: batches kept for that.
     """
 
     degraded_share: float = 0.1
     prompt_dropout: float = 0.1
+    reuse: int = 1
+    memory: int = 32
+
+    def __post_init__(self) -> None:
+        StageConfig.__post_init__(self)
+        if self.reuse < 1 or self.memory < 1:
+            raise ValueError(f"reuse and memory must be at least 1; got {self.reuse} and {self.memory}")
+
+
+class _Triple(NamedTuple):
+    """A simulated batch with its coarse images, each b 3 h w."""
+
+    degraded: Tensor
+    coarse: Tensor
+    clean: Tensor
+
+    def turned(self, which: int) -> "_Triple":
+        """One of the eight flips and quarter turns, the same for all three."""
+        turned = (torch.rot90(image, which % 4, dims=(2, 3)) for image in self)
+        return _Triple(*(image.flip(3) if which >= 4 else image for image in turned))
 
 
 class PDiffusionStage(Stage):
@@ -86,6 +109,7 @@ class PDiffusionStage(Stage):
         self.prompter.edge.requires_grad_(True)
         self.coarse = cast(PFormer, frozen(coarse))
         self.space: WorkingSpace = fine.own_space()
+        self._kept: deque[_Triple] = deque(maxlen=config.memory)
 
     def on_train_epoch_start(self) -> None:
         """Frozen parts stay in evaluation mode."""
@@ -95,14 +119,13 @@ class PDiffusionStage(Stage):
     def training_step(self, sharp: Tensor, batch_idx: int) -> Tensor:
         """Mean squared error of the predicted clean state at a random step of the chain."""
         generator = self.step_generator()
-        pairs = self.simulate(sharp, generator)
-        prompts = self.prompter(pairs.degraded)
-        with torch.no_grad():
-            alone = float(torch.rand(1, generator=generator)) < self.dropout.degraded_share
-            coarse = pairs.degraded if alone else self.coarse(pairs.degraded, prompts.pathology).float()
+        batch = self._batch(sharp, generator)
+        prompts = self.prompter(batch.degraded)
         keep = (torch.rand(len(sharp), 1, generator=generator) >= self.dropout.prompt_dropout).to(sharp.device, prompts.pathology.dtype)
         prompts = prompts._replace(pathology=prompts.pathology * keep)
-        clean, degraded, guess = (self.space.encode(image) for image in (pairs.clean, pairs.degraded, coarse))
+        alone = float(torch.rand(1, generator=generator)) < self.dropout.degraded_share
+        clean, degraded, coarse = (self.space.encode(image) for image in (batch.clean, batch.degraded, batch.coarse))
+        guess = degraded if alone else coarse
         t = torch.randint(1, self.process.steps + 1, (len(sharp),), generator=generator).to(sharp.device)
         field = NoiseField(self.config.seed + self.global_step, tuple((0, i << 16) for i in range(len(sharp))))
         marginal = self.process.marginal(clean, guess, t)
@@ -111,6 +134,18 @@ class PDiffusionStage(Stage):
         loss = F.mse_loss(predicted.float(), clean)
         self.log("train_mse", loss, prog_bar=True)
         return loss
+
+    def _batch(self, sharp: Tensor, generator: torch.Generator) -> _Triple:
+        """A fresh batch every `reuse` steps, one of those kept in between."""
+        if self.global_step % self.dropout.reuse == 0 or not self._kept:
+            pairs = self.simulate(sharp, generator)
+            with torch.no_grad():
+                prompt = self.prompter(pairs.degraded).pathology
+                coarse = self.coarse(pairs.degraded, prompt).float()
+            self._kept.append(_Triple(pairs.degraded, coarse, pairs.clean))
+        which = int(torch.randint(len(self._kept), (1,), generator=generator))
+        batch = self._kept[which] if self.dropout.reuse > 1 else self._kept[-1]
+        return batch.turned(int(torch.randint(8, (1,), generator=generator)))
 
     def validation_step(self, sharp: Tensor, batch_idx: int) -> None:
         """PSNR of the whole chain against the coarse stage's, and the power of the finest detail relative to the clean image's."""

@@ -86,9 +86,3 @@ def validation_pairs(sharp: Tensor, *, z_um: float, margin_px: int) -> Degraded:
     z, generator = torch.full((len(sharp),), z_um), stream(round(1000 * z_um))
     with torch.autocast(sharp.device.type, enabled=False):
         return degrade(sharp, z, setting=Setting.ideal(), generator=generator, margin_px=margin_px)
-
-
-def psnr(restored: Tensor, clean: Tensor) -> Tensor:
-    """Peak signal-to-noise ratio of each image in dB at 8-bit rounding, b."""
-    rounded = restored.clamp(0, 1).mul(255).round() / 255
-    return -10 * torch.log10((rounded - clean).square().flatten(1).mean(dim=1).clamp_min(1e-10))
