@@ -326,7 +326,12 @@ def test_ctrl_c_and_a_queue_s_stop_keep_finished_files_and_nothing_else(tmp_path
         return image
 
     run.restorer.restore = restore
-    code, out, err = run("restore", tmp_path / "a.png", tmp_path / "b.png", "-o", tmp_path / "out")
+    # a shell starts background jobs with SIGINT ignored
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    try:
+        code, out, err = run("restore", tmp_path / "a.png", tmp_path / "b.png", "-o", tmp_path / "out")
+    finally:
+        signal.signal(signal.SIGINT, before)
     assert code == 130
     assert "--skip-existing goes on from here" in err
     assert files_under(tmp_path / "out") == ["a.png"]

@@ -1,5 +1,6 @@
 """Tiles and restorers made of them."""
 
+from concurrent.futures import ThreadPoolExecutor, as_completed
 from typing import NamedTuple
 
 import pytest
@@ -172,6 +173,22 @@ def test_the_result_is_bitwise_the_same_for_any_tile_order_and_batch_size(mop):
     ]
     assert all(torch.equal(result, results[0]) for result in results[1:])
     assert not torch.equal(TiledRestorer(mop, tile_px=128, overlap_px=32).restore(image, seed=4), results[0])
+
+
+@pytest.mark.parametrize("workers", [1, 3])
+def test_any_number_of_workers_finishing_in_any_order_makes_the_same_bits(mop, workers):
+    image, plan, coarse = _tissue(150, 200), TilePlan(150, 200, 128, 32), mop.coarse_only()
+    blend = Accumulator(plan, batch=1, channels=3)
+
+    @torch.no_grad()
+    def work(index):
+        tile = plan.cut(image, index)
+        return index, coarse.stages[0](tile, tile, coarse.prepare(tile), NoiseField(0, (plan.origins_px[index],)))
+
+    with ThreadPoolExecutor(workers) as pool:
+        for done in as_completed([pool.submit(work, index) for index in range(len(plan))]):
+            blend.add(*done.result())
+    assert torch.equal(blend.image().clamp(0, 1), TiledRestorer(coarse, tile_px=128, overlap_px=32).restore(image))
 
 
 def test_an_image_is_restored_alike_alone_and_in_a_batch(mop):

@@ -1,0 +1,67 @@
+"""On a CUDA device: the same numbers as on the CPU, and memory bounded by the tile."""
+
+import pytest
+import torch
+
+from pathorestore.functional.noise import NoiseField
+from pathorestore.models.encoders import TinyEncoder, TinyEncoderConfig
+from pathorestore.models.pformer import PFormer, PFormerConfig
+from pathorestore.pipelines.mop import load_default
+from pathorestore.pipelines.tiled import TiledRestorer
+
+pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")]
+
+
+@pytest.fixture(autouse=True)
+def _full_precision(monkeypatch):
+    monkeypatch.setattr(torch.backends.cuda.matmul, "allow_tf32", False)
+    monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", False)
+
+
+def test_noise_is_the_same_bits_on_every_device():
+    field = NoiseField(7, ((5, 9), (1000, 2000)))
+    here, there = (field.draw(2, channels=3, height_px=64, width_px=64, device=device) for device in ("cpu", "cuda"))
+    assert torch.equal(here, there.cpu())
+
+
+@pytest.mark.parametrize("impl", ["folded", "taps", "naive"])
+def test_the_p_former_agrees_with_the_cpu(impl):
+    from dataclasses import replace
+
+    torch.manual_seed(0)
+    network = PFormer(replace(PFormerConfig.tiny(), moe_impl=impl)).eval()
+    image, prompt = torch.rand(3, 3, 64, 64), torch.randn(3, 192)
+    with torch.no_grad():
+        here = network(image, prompt)
+        there = network.cuda()(image.cuda(), prompt.cuda()).cpu()
+    assert torch.allclose(here, there, atol=1e-4)
+
+
+def test_the_encoder_agrees_with_the_cpu():
+    encoder, image = TinyEncoder(TinyEncoderConfig.tiny()).eval(), torch.rand(2, 3, 128, 128)
+    with torch.no_grad():
+        here = encoder(image).cls
+        there = encoder.cuda()(image.cuda()).cls.cpu()
+    assert torch.allclose(here, there, atol=1e-4)
+
+
+def test_restoration_agrees_with_the_cpu_and_between_batch_sizes(nuclei_image):
+    restorer, image = load_default(), torch.nn.functional.interpolate(nuclei_image, size=(300, 330))
+    here = TiledRestorer(restorer).restore(image, seed=1)
+    restorer.cuda()
+    there = [TiledRestorer(restorer, batch_size=size).restore(image.cuda(), seed=1).cpu() for size in (1, 4)]
+    # Canny's hysteresis may flip on a last bit, so a few pixels may differ by more than rounding
+    for result in there:
+        assert (result - here).abs().mean() < 1e-4
+        assert (result - here).abs().max() < 0.05
+
+
+def test_memory_is_bounded_by_the_tile_and_not_by_the_image():
+    restorer = load_default().cuda()
+    peaks = []
+    for side in (512, 1536):
+        torch.cuda.reset_peak_memory_stats()
+        TiledRestorer(restorer).restore(torch.rand(1, 3, side, side, device="cuda"))
+        images = 3 * 3 * side * side * 4  # the image, its padded form and the current blend
+        peaks.append(torch.cuda.max_memory_allocated() - images)
+    assert peaks[1] < 1.2 * peaks[0]
