@@ -1,6 +1,7 @@
 """Tiles and restorers made of them."""
 
 from concurrent.futures import ThreadPoolExecutor, as_completed
+from pathlib import Path
 from typing import NamedTuple
 
 import pytest
@@ -247,6 +248,20 @@ def test_a_saved_system_restores_the_same_bits(mop, tmp_path):
     assert torch.equal(loaded.restore(image, seed=2), mop.restore(image, seed=2))
     mop.coarse_only().save_pretrained(tmp_path / "coarse")
     assert isinstance(MoPRestorer.from_pretrained(tmp_path / "coarse").fine, KeepCoarse)
+
+
+def test_pushing_uploads_the_whole_saved_system(mop, monkeypatch):
+    seen = {}
+
+    def upload(folder, repo_id, *, token, private):
+        seen.update(files={str(path.relative_to(folder)) for path in Path(folder).rglob("*.*")}, repo_id=repo_id, private=private)
+        return "0" * 40
+
+    monkeypatch.setattr("pathorestore.pipelines.mop.upload", upload)
+    assert mop.push_to_hub("someone/mop") == "0" * 40
+    assert (seen["repo_id"], seen["private"]) == ("someone/mop", True)
+    parts = {"encoder", "defocus", "pathology", "edge", "coarse", "fine"}
+    assert {"README.md", "system.json", *(f"{part}/model.safetensors" for part in parts)} <= seen["files"]
 
 
 @pytest.mark.parametrize(

@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     from pathorestore.pipelines.mop import MoPRestorer
 
 TILE_MULTIPLE_PX = 64
+_CUDA_BATCH = 8  # tiles in one pass; on a CPU tiles go one by one whatever it says
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -103,7 +104,7 @@ def in_tiles(system: StagedRestorer, options: RestoreOptions, *, progress: Progr
     if options.tile_px % system.multiple_px:
         near = round_up(options.tile_px, system.multiple_px)
         raise ValueError(f"--tile {options.tile_px} must be a multiple of {system.multiple_px} for this model; try --tile {near}")
-    return TiledRestorer(system, tile_px=options.tile_px, overlap_px=options.overlap_px, progress=progress)
+    return TiledRestorer(system, tile_px=options.tile_px, overlap_px=options.overlap_px, batch_size=_CUDA_BATCH, progress=progress)
 
 
 def _steps(system: "MoPRestorer") -> int:

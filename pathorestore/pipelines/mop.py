@@ -1,6 +1,7 @@
 """MoP: image -> prompts -> coarse -> fine (Mixture of Prompts, arXiv 2503.12399, fig. 2)."""
 
 import os
+import tempfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Self, cast
@@ -10,7 +11,7 @@ from torch import Tensor, nn
 
 from pathorestore.diffusion.resshift import ResShift
 from pathorestore.functional.noise import NoiseField
-from pathorestore.hub import ModelCard, Pretrained, load_parts, load_settings, locate, save_parts, weights_sha256
+from pathorestore.hub import ModelCard, Pretrained, load_parts, load_settings, locate, save_parts, upload, weights_sha256
 from pathorestore.image import check_image, pad_to, round_up
 from pathorestore.models.defocus import DefocusEstimator
 from pathorestore.models.encoders import TinyEncoder
@@ -109,6 +110,20 @@ class MoPRestorer(nn.Module):
         if isinstance(self.fine, DiffusionRefiner):
             parts["fine"], process = self.fine.denoiser, self.fine.process
         save_parts(folder, parts, system=_SYSTEM, settings=process, card=card, dtype=dtype)
+
+    def push_to_hub(
+        self,
+        repo_id: str,
+        *,
+        card: ModelCard | None = None,
+        dtype: torch.dtype | None = None,
+        token: str | None = None,
+        private: bool = True,
+    ) -> str:
+        """Save as `save_pretrained` does and upload to a hub repository owner/name; returns the commit hash to pin."""
+        with tempfile.TemporaryDirectory() as folder:
+            self.save_pretrained(folder, card=card, dtype=dtype)
+            return upload(folder, repo_id, token=token, private=private)
 
     @classmethod
     def from_pretrained(cls, folder_or_repo_id: str | os.PathLike[str], *, revision: str | None = None) -> Self:

@@ -111,7 +111,7 @@ PLANS = {
     "coarse": Plan(batch=8, crop_px=64, margin_px=32, validate_every=400, ema=0.995, learning_rate=1e-3, build=_coarse),
     # a second, short pass of the coarse stage on crops nearer to the size of the tiles that it will meet
     "coarse-wide": Plan(batch=4, crop_px=128, margin_px=32, validate_every=200, ema=0.99, learning_rate=3e-4, build=_coarse),
-    "fine": Plan(batch=8, crop_px=128, margin_px=32, validate_every=400, ema=0.995, learning_rate=7e-4, build=_fine),
+    "fine": Plan(batch=8, crop_px=128, margin_px=32, validate_every=1200, ema=0.995, learning_rate=7e-4, build=_fine),
 }
 
 
