@@ -1,4 +1,5 @@
-# One door for people and for .ci/run. `make` alone lists the targets. PYTHON=python3.12 make test picks another interpreter.
+# One door for people and for .ci/run. `make` alone lists the targets. `make clean` first, then PYTHON=python3.12 make test takes another
+# interpreter.
 PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from functools import cached_property
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 _WHOLE = 1 << 10  # one along each axis, so that a pixel's weights sum to 2^20
@@ -22,6 +23,7 @@ class Axis:
     length_px: int
     tile_px: int
     overlap_px: int
+    halo_px: int = 0
 
     @cached_property
     def starts_px(self) -> tuple[int, ...]:
@@ -32,18 +34,20 @@ class Axis:
 
     @cached_property
     def weights(self) -> Tensor:
-        """Raised cosine over each overlap, rounded so that the partition of unity is exact; int64 (tiles, tile_px)."""
+        """Raised cosine over each overlap less its halos, rounded so that the partition of unity is exact; int64 (tiles, tile_px)."""
         raw = torch.ones(len(self.starts_px), self.tile_px, dtype=torch.float64)
         for index, (start, after) in enumerate(zip(self.starts_px, self.starts_px[1:], strict=False)):
             overlap = start + self.tile_px - after
             if overlap > 0:
-                ramp = torch.sin(torch.pi / 2 * (torch.arange(overlap, dtype=torch.float64) + 0.5) / overlap) ** 2
+                inner = overlap - 2 * self.halo_px
+                ramp = torch.sin(torch.pi / 2 * (torch.arange(inner, dtype=torch.float64) + 0.5) / inner) ** 2
+                ramp = F.pad(F.pad(ramp, (self.halo_px, 0), value=0.0), (0, self.halo_px), value=1.0)
                 raw[index + 1, :overlap] *= ramp
                 raw[index, self.tile_px - overlap :] *= 1 - ramp
         # a clamped last tile can overlap more than its neighbour: normalise, then round the running sum so that the roundings cancel
         canvas = torch.zeros(len(self.starts_px), self.length_px, dtype=torch.float64)
         for index, start in enumerate(self.starts_px):
-            canvas[index, start : start + self.tile_px] = raw[index].clamp_min(1e-9)
+            canvas[index, start : start + self.tile_px] = raw[index]
         running = (canvas / canvas.sum(dim=0)).cumsum(dim=0).mul(_WHOLE).round().long()
         exact = torch.diff(running, dim=0, prepend=torch.zeros(1, self.length_px, dtype=torch.long))
         return torch.stack([exact[index, start : start + self.tile_px] for index, start in enumerate(self.starts_px)])
@@ -53,15 +57,22 @@ class Axis:
 class TilePlan:
     """Square tiles over an image of height_px x width_px, each exactly tile_px on a side; the image must be at least one tile large.
 
-    Raises ValueError if the overlap leaves no stride or a third tile would reach into an overlap.
+    halo_px: rim of a tile, where it meets others, that has no weight at all: a network that looks no further than that gives the same
+    result in tiles as on the whole image. Raises ValueError if the overlap leaves no stride, a third tile would reach into it, or halos
+    fill it.
     """
 
     height_px: int
     width_px: int
     tile_px: int
     overlap_px: int
+    halo_px: int = 0
 
     def __post_init__(self) -> None:
+        if self.halo_px < 0 or 2 * self.halo_px > self.overlap_px:
+            raise ValueError(
+                f"halo_px={self.halo_px} on both sides does not fit overlap_px={self.overlap_px}; overlap at least twice as far"
+            )
         if not 0 <= self.overlap_px <= self.tile_px // 2:
             raise ValueError(f"overlap_px={self.overlap_px} must be between 0 and half of tile_px={self.tile_px}; try {self.tile_px // 8}")
         if min(self.height_px, self.width_px) < self.tile_px:
@@ -70,12 +81,12 @@ class TilePlan:
     @cached_property
     def rows(self) -> Axis:
         """The vertical axis."""
-        return Axis(self.height_px, self.tile_px, self.overlap_px)
+        return Axis(self.height_px, self.tile_px, self.overlap_px, self.halo_px)
 
     @cached_property
     def columns(self) -> Axis:
         """The horizontal axis."""
-        return Axis(self.width_px, self.tile_px, self.overlap_px)
+        return Axis(self.width_px, self.tile_px, self.overlap_px, self.halo_px)
 
     @cached_property
     def origins_px(self) -> tuple[tuple[int, int], ...]:

@@ -1,4 +1,4 @@
-"""The mixture of depthwise experts and its folded form (mop.md identities: folding, router pooling, warm start)."""
+"""The mixture of depthwise experts and its folded form: definition, identities, gradients."""
 
 import copy
 

@@ -49,7 +49,7 @@ def test_restoration_agrees_with_the_cpu_and_between_batch_sizes(nuclei_image):
     restorer, image = load_default(), torch.nn.functional.interpolate(nuclei_image, size=(300, 330))
     here = TiledRestorer(restorer).restore(image, seed=1)
     restorer.cuda()
-    there = [TiledRestorer(restorer, batch_size=size).restore(image.cuda(), seed=1).cpu() for size in (1, 4)]
+    there = [TiledRestorer(restorer, device="cuda", batch_size=size).restore(image, seed=1) for size in (1, 4)]
     # Canny's hysteresis may flip on a last bit, so a few pixels may differ by more than rounding
     for result in there:
         assert (result - here).abs().mean() < 1e-4
@@ -61,7 +61,6 @@ def test_memory_is_bounded_by_the_tile_and_not_by_the_image():
     peaks = []
     for side in (512, 1536):
         torch.cuda.reset_peak_memory_stats()
-        TiledRestorer(restorer).restore(torch.rand(1, 3, side, side, device="cuda"))
-        images = 3 * 3 * side * side * 4  # the image, its padded form and the current blend
-        peaks.append(torch.cuda.max_memory_allocated() - images)
-    assert peaks[1] < 1.2 * peaks[0]
+        TiledRestorer(restorer, device="cuda").restore(torch.rand(1, 3, side, side))
+        peaks.append(torch.cuda.max_memory_allocated())
+    assert peaks[1] < 1.05 * peaks[0]

@@ -67,7 +67,17 @@ def test_a_sigmoid_head_keeps_contrast_transfer_in_range():
     assert torch.equal(_estimator(ctf_activation="sigmoid")(image).ctf, _estimator()(image).ctf.sigmoid())
 
 
-@pytest.mark.parametrize("change", [{"blocks": (1, 1, 1)}, {"widths": (0, 1, 1, 1)}, {"output_stride": 16}])
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"blocks": (1, 1, 1)},
+        {"widths": (0, 1, 1, 1)},
+        {"output_stride": 16},
+        {"norm": "none"},
+        {"padding_mode": "reflect"},
+        {"ctf_activation": "tanh"},
+    ],
+)
 def test_impossible_estimators_are_refused(change):
     with pytest.raises(ValueError, match="got"):
         replace(DefocusEstimatorConfig.tiny(), **change)

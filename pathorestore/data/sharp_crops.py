@@ -39,10 +39,12 @@ def image_files(folder: Path, *, manifest: Path | None = None) -> list[Path]:
 
 
 def read_rgb(path: Path) -> NDArray[np.uint8]:
-    """Decode an image file to h w 3 uint8."""
+    """Decode an 8-bit image file to h w 3 uint8. Raises ValueError for other depths, which would be clipped."""
     from PIL import Image
 
     with Image.open(path) as picture:
+        if picture.mode not in ("RGB", "RGBA", "L", "LA", "P"):
+            raise ValueError(f"{path} has mode {picture.mode}; expected an 8-bit gray, palette or RGB image")
         return np.array(picture.convert("RGB"))
 
 

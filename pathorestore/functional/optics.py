@@ -207,8 +207,10 @@ def _radial_power(image: Tensor, bins: int, optics: Optics) -> tuple[Tensor, Ten
     return total / count.clamp(min=1), centre
 
 
-def measured_ctf(planes: Tensor, reference: Tensor, optics: Optics) -> MeasuredCtf:
+def measured_ctf(planes: Tensor, reference: Tensor | None, optics: Optics) -> MeasuredCtf:
     """CTF values n of sRGB planes n 3 h w against the sharp reference 1 3 h w of the same field.
+
+    Without a reference, the strongest plane at each frequency stands for it: the stack must hold the focus.
 
     The value is the mean over the band of `band_mtf` of sqrt((S_plane - N) / (S_reference - N)), S radially averaged power spectra of the
     Hann-windowed linear luminance, N each image's noise floor above 0.9 Nyquist; clipped to [0, 1]. Planes are marked invalid
@@ -216,7 +218,7 @@ def measured_ctf(planes: Tensor, reference: Tensor, optics: Optics) -> MeasuredC
     """
     bins = max(8, min(planes.shape[-2:]) // 2)
     power, frequency = _radial_power(planes, bins, optics)
-    sharp, _ = _radial_power(reference, bins, optics)
+    sharp = power.amax(dim=0, keepdim=True) if reference is None else _radial_power(reference, bins, optics)[0]
     nyquist = 0.5 / optics.pixel_um
     top = min((1 + optics.condenser_ratio) * optics.numerical_aperture / 0.55, nyquist)
     band = (frequency >= 0.05 * top) & (frequency <= 0.5 * top)

@@ -16,6 +16,14 @@ from pathorestore.hub import Pretrained
 _IMAGENET_MEAN, _IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
 
+_CHOICES = {
+    "output_stride": (8, 32),
+    "padding_mode": ("replicate", "zeros"),
+    "norm": ("minmax", "percentile", "imagenet"),
+    "ctf_activation": ("none", "sigmoid"),
+}
+
+
 @dataclass(frozen=True, kw_only=True)
 class DefocusEstimatorConfig:
     """Sizes of a `DefocusEstimator`. blocks, widths: per stage; output_stride: 8 (dense prompt) or 32 (the stock network).
@@ -35,8 +43,9 @@ class DefocusEstimatorConfig:
     def __post_init__(self) -> None:
         if len(self.blocks) != 4 or len(self.widths) != 4 or min(*self.blocks, *self.widths) < 1:
             raise ValueError(f"a ResNet has four stages of at least one block and channel; got blocks={self.blocks}, widths={self.widths}")
-        if self.output_stride not in (8, 32):
-            raise ValueError(f"output_stride must be 8 or 32, got {self.output_stride}")
+        for name, known in _CHOICES.items():
+            if getattr(self, name) not in known:
+                raise ValueError(f"{name} must be one of {known}, got {getattr(self, name)!r}")
 
     @classmethod
     def tiny(cls) -> "DefocusEstimatorConfig":

@@ -5,6 +5,7 @@ Foundation-model weights are never shipped: `TimmEncoder` wraps any timm ViT tha
 """
 
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Literal, NamedTuple, Protocol, runtime_checkable
 
 import torch
@@ -12,7 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from pathorestore._torchvision import ensure_torchvision
-from pathorestore.hub import Pretrained
+from pathorestore.hub import Pretrained, load_strictly, load_weights
 
 IMAGENET = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
 CLIP = ((0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711))
@@ -56,13 +57,13 @@ class TinyEncoderConfig:
 
     @classmethod
     def base(cls) -> "TinyEncoderConfig":
-        """7 M parameters, 384-wide."""
-        return cls(widths=(96, 192, 384), blocks=(2, 3, 6), mlp_ratio=4)
+        """12 M parameters, 768-wide: what the other `base()` presets expect."""
+        return cls(widths=(96, 192, 768), blocks=(2, 3, 4))
 
     @classmethod
     def paper(cls) -> "TinyEncoderConfig":
-        """768-wide, 29 M parameters: our largest; the papers use foundation models instead, see `TimmEncoder`."""
-        return cls(widths=(192, 384, 768), blocks=(2, 4, 6), mlp_ratio=4)
+        """1536-wide, what the other `paper()` presets expect; the paper itself uses a foundation model, see `TimmEncoder.gigapath`."""
+        return cls(widths=(192, 384, 1536), blocks=(2, 4, 6))
 
 
 class TinyEncoder(nn.Module, Pretrained):
@@ -133,7 +134,7 @@ class TimmEncoder(nn.Module):
         options: dict[str, object] = {"num_classes": 0, **kwargs}
         model = timm.create_model(name, pretrained=pretrained, **options)
         if checkpoint is not None:
-            timm.models.load_checkpoint(model, checkpoint)
+            load_strictly(model, _read_checkpoint(Path(checkpoint)), source=checkpoint)
         pretrained_cfg = getattr(model, "pretrained_cfg", {}) or {}
         return cls(model, mean=tuple(pretrained_cfg.get("mean", IMAGENET[0])), std=tuple(pretrained_cfg.get("std", IMAGENET[1])), fit=fit)
 
@@ -163,6 +164,17 @@ class TimmEncoder(nn.Module):
         tokens = self.model.forward_features((image - self.mean) / self.std)  # type: ignore[operator]
         prefix = int(getattr(self.model, "num_prefix_tokens", 1))
         return Embedding(tokens[:, 0] if prefix else tokens.mean(dim=1), tokens[:, prefix:])
+
+
+def _read_checkpoint(path: Path) -> dict[str, Tensor]:
+    """Tensors by name from safetensors or a file of torch.save; nothing else is unpickled."""
+    if path.suffix == ".safetensors":
+        return load_weights(path)
+    stored = torch.load(path, map_location="cpu", weights_only=True)
+    state = stored.get("state_dict", stored) if isinstance(stored, dict) else stored
+    if not isinstance(state, dict) or not all(isinstance(value, Tensor) for value in state.values()):
+        raise ValueError(f"{path} holds no state dict; expected tensors by name, as timm's models save them")
+    return state
 
 
 class ProjectionEncoder(nn.Module):

@@ -57,13 +57,14 @@ class UnshuffleSpace:
         return F.pixel_unshuffle(pixels, self.factor).to(like.dtype)
 
 
-class AutoencoderSpace:
+class AutoencoderSpace(nn.Module):
     """The latent space of an autoencoder with `encode(image in [-1, 1])` and `decode(latent)`, used frozen.
 
     Noise is drawn per latent cell: tiles must start at multiples of the factor for overlapping tiles to share it.
     """
 
     def __init__(self, autoencoder: nn.Module, *, channels: int, factor: int):
+        super().__init__()
         self.autoencoder = autoencoder.eval().requires_grad_(False)
         self.channels, self.factor, self.bounded = channels, factor, False
 

@@ -7,7 +7,6 @@ from dataclasses import dataclass, replace
 from typing import Literal, NamedTuple
 
 import torch
-import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor, nn
 
@@ -131,6 +130,8 @@ class PDiffusion(nn.Module, Pretrained):
         stem = stem + self.fuse_state(stem) + conditions.edge
         inject = _Prompted(self.cross_down, self.cross_up, conditions)
         clean: Tensor = self.unet.run(stem, self.unet.embed_time(t - 1), inject)
+        # under autocast the network answers in half precision; the chain goes on in the state's own
+        clean = clean.to(conditions.base.dtype)
         return clean + conditions.base if self.config.predict == "residual" else clean
 
 
@@ -165,8 +166,3 @@ class _Prompted(NamedTuple):
 
     def up(self, h: Tensor) -> Tensor:
         return self.cross_up(h, self.conditions.up)
-
-
-def clean_loss(predicted: Tensor, clean: Tensor) -> Tensor:
-    """Mean squared error of the predicted clean state per image, b (MoP, eq. 5 with w_t = 1)."""
-    return F.mse_loss(predicted, clean, reduction="none").flatten(1).mean(dim=1)

@@ -92,7 +92,7 @@ class PFormerConfig(RestormerConfig):
 
     @classmethod
     def base(cls) -> "PFormerConfig":
-        """5.8 M parameters for a ViT-B class encoder."""
+        """5.9 M parameters for a ViT-B class encoder."""
         return cls(dim=32, blocks=(2, 3, 3, 4), refinement=2, hidden_multiple=16, prompt_dim=768)
 
     @classmethod

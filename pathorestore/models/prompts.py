@@ -200,11 +200,18 @@ class Prompter(nn.Module):
                     f"the estimator gives {defocus.dim} channels but the {name} prompt expects defocus_dim={part.config.defocus_dim}"
                 )
         self.encoder, self.defocus, self.pathology, self.edge = encoder, defocus, pathology, edge
+        self.train(self.training)
 
     @property
     def dim(self) -> int:
         """Width of the pathology prompt."""
         return self.encoder.dim
+
+    def train(self, mode: bool = True) -> "Prompter":  # noqa: FBT001, FBT002 - torch's own signature
+        """Only the edge prompt, which learns with the fine stage, ever leaves evaluation mode: batch statistics must not drift."""
+        super().train(False)
+        self.edge.train(mode)
+        return self
 
     def forward(self, image: Tensor) -> Prompts:
         """Prompts of degraded images b 3 h w in [0, 1]; h and w multiples of the edge prompt's factor."""

@@ -20,15 +20,18 @@ def mix_naive(features: Tensor, kernels: Tensor, weights: Tensor) -> Tensor:
     return torch.stack([w[:, None, None, None] * out for w, out in zip(weights.unbind(1), experts, strict=True)]).sum(0)
 
 
+def mixed_kernels(kernels: Tensor, weights: Tensor) -> Tensor:
+    """sum_i w_i K_i, b c 3 3. A sum of products, which autocast leaves in full precision: the experts' differences are small."""
+    return (weights[:, :, None, None, None] * kernels[None, :, :, 0]).sum(dim=1)
+
+
 def mix_folded(features: Tensor, kernels: Tensor, weights: Tensor) -> Tensor:
     """The same sum with one convolution a sample: convolution is linear in its kernel, so sum_i w_i (K_i * F) = (sum_i w_i K_i) * F.
 
     Exact because the weights are constant over space and no nonlinearity stands inside an expert. Same shapes as `mix_naive`.
     """
     batch, channels, height, width = features.shape
-    # kernels are mixed in full precision and cast afterwards, so that autocast does not round the small differences between experts
-    mixed = torch.einsum("bn,nckl->bckl", weights.float() if weights.dtype != torch.float64 else weights, kernels[:, :, 0])
-    mixed = mixed.reshape(batch * channels, 1, 3, 3).to(features.dtype)
+    mixed = mixed_kernels(kernels, weights).reshape(batch * channels, 1, 3, 3).to(features.dtype)
     if batch == 1:
         return F.conv2d(features, mixed, padding=1, groups=channels)
     folded = F.conv2d(features.reshape(1, batch * channels, height, width), mixed, padding=1, groups=batch * channels)
@@ -38,7 +41,7 @@ def mix_folded(features: Tensor, kernels: Tensor, weights: Tensor) -> Tensor:
 def mix_taps(features: Tensor, kernels: Tensor, weights: Tensor) -> Tensor:
     """The folded sum written as nine shifted products: no grouped convolution with computed weights, so it exports with a dynamic batch."""
     height, width = features.shape[-2:]
-    mixed = torch.einsum("bn,nckl->bckl", weights, kernels[:, :, 0])
+    mixed = mixed_kernels(kernels, weights).to(features.dtype)
     padded = F.pad(features, (1, 1, 1, 1))
     total = torch.zeros_like(features)
     for row in range(3):

@@ -14,10 +14,11 @@ class ChannelNorm(nn.Module):
         self.body = _Affine(channels)
 
     def forward(self, x: Tensor) -> Tensor:
-        variance, mean = torch.var_mean(x, dim=1, correction=0, keepdim=True)
+        wide = x.float() if x.dtype in (torch.bfloat16, torch.float16) else x
+        variance, mean = torch.var_mean(wide, dim=1, correction=0, keepdim=True)
         scale = torch.rsqrt(variance + 1e-5)
-        weight, bias = self.body.weight[:, None, None], self.body.bias[:, None, None]
-        return torch.addcmul(bias, (x - mean) * scale, weight)
+        weight, bias = self.body.weight[:, None, None].to(wide.dtype), self.body.bias[:, None, None].to(wide.dtype)
+        return torch.addcmul(bias, (wide - mean) * scale, weight).to(x.dtype)
 
 
 class _Affine(nn.Module):

@@ -70,7 +70,7 @@ def ready_restorer(options: RestoreOptions, *, progress: Progress = silent) -> R
     device = choose_device(options.device)
     precision = choose_precision(options.precision, device)
     system = load_system(options)
-    tiled = in_tiles(system.to(device), options, progress=progress)
+    tiled = in_tiles(system.to(device), options, device=device, progress=progress)
     parameters: dict[str, Parameter] = {
         "tile_px": options.tile_px,
         "overlap_px": options.overlap_px,
@@ -97,14 +97,16 @@ def load_system(options: RestoreOptions) -> "MoPRestorer":
     return system if options.steps is None else system.with_steps(options.steps)
 
 
-def in_tiles(system: StagedRestorer, options: RestoreOptions, *, progress: Progress = silent) -> Restorer:
+def in_tiles(system: StagedRestorer, options: RestoreOptions, *, device: str = "cpu", progress: Progress = silent) -> Restorer:
     """The restorer working tile by tile. Raises ValueError for tiles that it cannot take."""
     from pathorestore.pipelines.tiled import TiledRestorer
 
     if options.tile_px % system.multiple_px:
         near = round_up(options.tile_px, system.multiple_px)
         raise ValueError(f"--tile {options.tile_px} must be a multiple of {system.multiple_px} for this model; try --tile {near}")
-    return TiledRestorer(system, tile_px=options.tile_px, overlap_px=options.overlap_px, batch_size=_CUDA_BATCH, progress=progress)
+    return TiledRestorer(
+        system, tile_px=options.tile_px, overlap_px=options.overlap_px, device=device, batch_size=_CUDA_BATCH, progress=progress
+    )
 
 
 def _steps(system: "MoPRestorer") -> int:

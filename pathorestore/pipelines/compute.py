@@ -27,7 +27,7 @@ def choose_precision(name: str, device: str) -> str:
 
 
 class ComputedOn:
-    """A restorer that hands images to another one on its device and brings the results back to the CPU.
+    """A restorer that runs another one, which takes images on the CPU and computes on `device`, in a precision.
 
     precision: "fp32", or "bf16" for autocast; what bfloat16 turns into NaN or infinity is computed once more in float32.
     The restorer itself must be on the device already.
@@ -39,11 +39,10 @@ class ComputedOn:
 
     def restore(self, image: Tensor, *, seed: int = 0) -> Tensor:
         """Restore b 3 h w; float32 in [0, 1] on the CPU."""
-        there = image.to(self.device)
         if self.precision == "fp32":
-            return self.restorer.restore(there, seed=seed).cpu()
-        attempt = self._attempt(there, seed)
-        return attempt.result if attempt.sound else self.restorer.restore(there, seed=seed).cpu()
+            return self.restorer.restore(image, seed=seed).cpu()
+        attempt = self._attempt(image, seed)
+        return attempt.result if attempt.sound else self.restorer.restore(image, seed=seed).cpu()
 
     def _attempt(self, image: Tensor, seed: int) -> "_Attempt":
         try:

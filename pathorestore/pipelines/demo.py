@@ -1,7 +1,6 @@
 """A first look: a real histology image defocused by our optics, restored, measured beside an unsharp mask, and drawn."""
 
 import io
-import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,6 +13,7 @@ from pathorestore.degradations.acquisition import gaussian_blur
 from pathorestore.degradations.optical import degrade
 from pathorestore.degradations.recipes import Setting
 from pathorestore.image import from_uint8
+from pathorestore.metrics.fidelity import psnr, ssim
 from pathorestore.pipelines.contact_sheet import Cell, SheetStyle, busiest_corner, colour_ramp, draw_sheet
 from pathorestore.pipelines.restorer import Progress, Restorer, silent
 
@@ -86,13 +86,8 @@ def run_demo(
 
 
 def score(image: Tensor, clean: Tensor) -> Score:
-    """PSNR over all channels and SSIM (7 x 7 window, mean over channels) of an image 1 3 h w, with 8-bit rounding as in a file."""
-    from skimage.metrics import structural_similarity
-
-    first, second = (_stored(item)[0].permute(1, 2, 0).numpy() for item in (image, clean))
-    error = float(((first - second) ** 2).mean())
-    psnr = math.inf if error == 0 else -10 * math.log10(error)
-    return Score(psnr_db=psnr, ssim=float(structural_similarity(first, second, channel_axis=2, data_range=1.0)))
+    """PSNR and SSIM of an image 1 3 h w, see `metrics.fidelity`."""
+    return Score(psnr_db=float(psnr(image, clean)), ssim=float(ssim(image, clean)))
 
 
 def best_unsharp(degraded: Tensor, clean: Tensor) -> Tensor:
@@ -131,10 +126,6 @@ def _row(parts: DemoParts, sharp: Tensor, z_um: float, generator: torch.Generato
     scores = {name: score(image, pair.clean) for name, image in images.items()}
     images["clean"] = pair.clean
     return DemoRow(z_um=z_um, estimated_um=float(focus.mean()), images=images, scores=scores, focus_map_um=focus)
-
-
-def _stored(image: Tensor) -> Tensor:
-    return (image.detach().cpu().clamp(0, 1) * 255).round() / 255
 
 
 def _cell(row: DemoRow, name: str) -> Cell:

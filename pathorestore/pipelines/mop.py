@@ -14,7 +14,8 @@ from pathorestore.functional.noise import NoiseField
 from pathorestore.hub import ModelCard, Pretrained, load_parts, load_settings, locate, save_parts, upload, weights_sha256
 from pathorestore.image import check_image, pad_to, round_up
 from pathorestore.models.defocus import DefocusEstimator
-from pathorestore.models.encoders import TinyEncoder
+from pathorestore.models.encoders import PathologyEncoder, TinyEncoder
+from pathorestore.models.latent import WorkingSpace
 from pathorestore.models.pdiffusion import PDiffusion
 from pathorestore.models.pformer import MULTIPLE_PX, PFormer
 from pathorestore.models.prompts import EdgePrompt, PathologyPrompt, Prompter, Prompts
@@ -82,7 +83,7 @@ class MoPRestorer(nn.Module):
         """Restore whole images b 3 h w in [0, 1] at once; memory grows with their size, see `TiledRestorer`. Clamped, same shape."""
         check_image(image)
         height, width = image.shape[-2:]
-        padded = pad_to(image, round_up(height, self.multiple_px), round_up(width, self.multiple_px))
+        padded = pad_to(image.float(), round_up(height, self.multiple_px), round_up(width, self.multiple_px))
         restored = self(padded, noise=NoiseField.whole(seed, len(image)))
         return cast(Tensor, restored)[..., :height, :width].clamp(0, 1)
 
@@ -100,12 +101,14 @@ class MoPRestorer(nn.Module):
     def save_pretrained(self, folder: str | os.PathLike[str], *, card: ModelCard | None = None, dtype: torch.dtype | None = None) -> None:
         """Write one sub-folder per part and the diffusion process. dtype: storage type of the weights, such as torch.float16."""
         parts: dict[str, Pretrained] = {
-            "encoder": cast(Pretrained, self.prompter.encoder),
             "defocus": self.prompter.defocus,
             "pathology": self.prompter.pathology,
             "edge": self.prompter.edge,
             "coarse": self.coarse,
         }
+        # a foundation model's weights are not ours to copy: whoever loads the system hands it in again
+        if isinstance(self.prompter.encoder, TinyEncoder):
+            parts["encoder"] = self.prompter.encoder
         process = ResShift()
         if isinstance(self.fine, DiffusionRefiner):
             parts["fine"], process = self.fine.denoiser, self.fine.process
@@ -126,12 +129,26 @@ class MoPRestorer(nn.Module):
             return upload(folder, repo_id, token=token, private=private)
 
     @classmethod
-    def from_pretrained(cls, folder_or_repo_id: str | os.PathLike[str], *, revision: str | None = None) -> Self:
-        """Load from a folder written by `save_pretrained`, or from a hub repository at a pinned revision; in evaluation mode."""
+    def from_pretrained(
+        cls,
+        folder_or_repo_id: str | os.PathLike[str],
+        *,
+        revision: str | None = None,
+        encoder: PathologyEncoder | None = None,
+        space: WorkingSpace | None = None,
+    ) -> Self:
+        """Load from a folder written by `save_pretrained`, or from a hub repository at a pinned revision; in evaluation mode.
+
+        encoder: the pathology encoder of a system that was saved without one (only `TinyEncoder` is saved). space: the latent space of a
+        system that needs an autoencoder. Raises ValueError if one of them is missing.
+        """
         folder = locate(folder_or_repo_id, revision=revision)
         parts = load_parts(folder, _PARTS, system=_SYSTEM)
+        encoder = encoder or parts.get("encoder")
+        if encoder is None:
+            raise ValueError(f"{folder} holds no encoder, since only TinyEncoder is saved; pass the one it was trained with as encoder=")
         prompter = Prompter(
-            cast(TinyEncoder, parts["encoder"]),
+            encoder,
             cast(DefocusEstimator, parts["defocus"]),
             cast(PathologyPrompt, parts["pathology"]),
             cast(EdgePrompt, parts["edge"]),
@@ -141,7 +158,7 @@ class MoPRestorer(nn.Module):
         model_id = given.resolve().name if given.exists() else str(folder_or_repo_id)
         fine: Refiner = KeepCoarse()
         if "fine" in parts:
-            fine = DiffusionRefiner(cast(PDiffusion, parts["fine"]), load_settings(folder, ResShift, system=_SYSTEM))
+            fine = DiffusionRefiner(cast(PDiffusion, parts["fine"]), load_settings(folder, ResShift, system=_SYSTEM), space)
         loaded = cls(prompter, cast(PFormer, parts["coarse"]), fine, model_id=model_id, weights_hash=weights_sha256(folder))
         loaded.eval()
         return loaded

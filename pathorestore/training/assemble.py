@@ -14,15 +14,12 @@ from pathorestore.models.prompts import EdgePrompt, PathologyPrompt, Prompter
 from pathorestore.pipelines.mop import MoPRestorer
 from pathorestore.pipelines.refine import DiffusionRefiner
 
-DATA = (
-    "115 H&E tiles whose licence allows commercial use (BreCaHAD CC BY 4.0; TNBC of Naylor et al. CC BY 4.0; TCGA open-access tiles; "
-    "HistoPrep, torchstain, InstanSeg and staining-normalization samples, MIT or Apache-2.0), defocused by `Setting.ideal()` in most "
-    "batches and by `Setting.scanner()` in the rest; validated on 32 crops of other sources, defocused by `Setting.ideal()`"
-)
 
+def assemble(out: Path, to: Path | None, *, data: str = "") -> None:
+    """Collect the parts of `out` into a `MoPRestorer` in fp16 safetensors at `to`, with the records of its training in the card.
 
-def assemble(out: Path, to: Path | None) -> None:
-    """Collect the parts of `out` into a `MoPRestorer` in fp16 safetensors at `to`, with the records of its training in the card."""
+    data: what the card says of the training images.
+    """
     if to is None:
         raise ValueError("assemble needs --to, the folder that the weights go to")
     from pathorestore.training.mop_tiny import PROCESS
@@ -35,23 +32,24 @@ def assemble(out: Path, to: Path | None) -> None:
     )
     fine = DiffusionRefiner(PDiffusion.from_pretrained(out / "fine"), PROCESS)
     restorer = MoPRestorer(prompter, PFormer.from_pretrained(out / "coarse"), fine)
-    restorer.save_pretrained(to, card=_card(out), dtype=torch.float16)
+    restorer.save_pretrained(to, card=_card(out, title=to.name, data=data), dtype=torch.float16)
 
 
-def _card(out: Path) -> ModelCard:
+def _card(out: Path, *, title: str, data: str) -> ModelCard:
     names = ("encoder", "defocus", "defocus-heads", "pathology", "coarse", "coarse-wide", "fine")
     records = [json.loads((out / f"{name}.json").read_text(encoding="utf-8")) for name in names if (out / f"{name}.json").exists()]
     metrics = {f"{record['stage']}: {key} (val crops)": value for record in records for key, value in record["validation"].items()}
     minutes = ", ".join(f"{record['stage']} {record['minutes']:g} min ({record['steps']} steps of {record['batch']})" for record in records)
+    images = records[0].get("images", "an unrecorded number of") if records else "no"
     stages = " ".join(f"{record['stage']}:{record['minutes']:g}:{record['precision']}" for record in records)
     return ModelCard(
-        title="mop-tiny",
+        title=title,
         summary=(
-            "The embedded two-stage defocus restorer: a 0.85 M parameter P-former and a 1.45 M parameter P-diffusion (4 ResShift steps), "
+            "A two-stage defocus restorer: a 0.85 M parameter P-former and a 1.45 M parameter P-diffusion (4 ResShift steps), "
             "told by a defocus estimator (unsigned distance), a self-supervised encoder and Canny edges. Trained on simulated defocus: "
             "expect less on real slides, most of all where the blur comes with a section's depth."
         ),
-        data=DATA,
+        data=f"{data or 'not described'}; {images} sharp images, defocused by Setting.ideal() in most batches, else by Setting.scanner()",
         seed=str(records[0]["seed"]) if records else "",
         command=f"python -m pathorestore.training.mop_tiny STAGE --minutes M --precision P, for STAGE:M:P in {stages}",
         duration=f"{minutes}; on {records[0]['machine']}" if records else "",

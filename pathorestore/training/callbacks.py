@@ -62,7 +62,9 @@ class ExponentialAverage(pl.Callback):
         self._updates += 1
         for name, parameter in pl_module.named_parameters():
             if parameter.requires_grad:
-                kept = self.average.setdefault(name, parameter.detach().clone())
+                # a resumed average comes from a checkpoint that was read on the CPU
+                kept = self.average.get(name, parameter.detach().clone()).to(parameter.device)
+                self.average[name] = kept
                 kept.lerp_(parameter.detach(), 1 - decay)
 
     @torch.no_grad()

@@ -3,8 +3,8 @@
     python -m pathorestore.training.mop_tiny defocus --train DIR --val DIR --manifest CSV --minutes 12 --out runs/mop-tiny
     python -m pathorestore.training.mop_tiny assemble --out runs/mop-tiny --to pathorestore/weights/mop-tiny
 
-Stages in order: encoder, defocus, pathology, coarse, fine. A stage that was interrupted goes on from its last checkpoint when the same
-command is run.
+Stages in order: encoder, defocus, pathology, coarse, fine; coarse-wide and defocus-heads refine what is there.
+A stage that was interrupted goes on from its last checkpoint when the same command is run.
 """
 
 import argparse
@@ -35,9 +35,9 @@ from pathorestore.training.prompt_stages import DefocusStage, EncoderStage, Path
 from pathorestore.training.restoration_stages import PDiffusionStage, PDiffusionStageConfig, PFormerStage
 from pathorestore.training.stage import Stage, StageConfig, frozen
 
-# kappa 1 with the first step's noise at 0.1: images in [-1, 1] after a strong coarse stage leave a small residual to travel
 # one crop in five is an oversampled one
 ZOOM = (1.0, 1.0, 1.0, 1.0, 1.0, 1.0, 1.0, 1.0, 1.5, 2.5)
+# kappa 1 with the first step's noise at 0.1: images in [-1, 1] after a strong coarse stage leave a small residual to travel
 PROCESS = ResShift(steps=4, kappa=1.0, min_noise=0.1)
 
 
@@ -152,9 +152,9 @@ def train(
     feeder: DataLoader[Tensor] = DataLoader(crops, batch_size=plan.batch, sampler=FromStep(first * plan.batch), drop_last=True)
     trainer.fit(stage, feeder, _validation(val_dir, plan), ckpt_path=resume)
     average.swap(stage)
-    final = trainer.validate(stage, _validation(val_dir, plan), verbose=False)[0]
     for part, module in parts.items():
         cast(Any, module).save_pretrained(out / part)
+    final = validate(name, val_dir=val_dir, out=out, precision=precision)
     record = {
         "stage": name,
         "command": "python -m pathorestore.training.mop_tiny " + " ".join(sys.argv[1:]),
@@ -162,12 +162,25 @@ def train(
         "steps": trainer.global_step,
         "batch": plan.batch,
         "crop_px": plan.crop_px,
+        "images": len(crops.images),
         "minutes": round(budget.spent_s / 60, 1),
         "precision": precision,
         "machine": f"{platform.machine()}, {torch.get_num_threads()} threads, torch {torch.__version__}",
-        "validation": {key: round(float(value), 4) for key, value in final.items()},
+        "validation": final,
     }
     (out / f"{name}.json").write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
+
+
+def validate(name: str, *, val_dir: Path, out: Path, precision: str) -> dict[str, float]:
+    """The validation figures of a stage's parts as they are saved in `out`: of what would be shipped, not of what was being trained."""
+    plan = PLANS[name]
+    with torch.random.fork_rng():
+        stage, parts = plan.build(plan, out, 0)
+    for part, module in parts.items():
+        module.load_state_dict(cast(Any, type(module)).from_pretrained(out / part).state_dict())
+    trainer = pl.Trainer(accelerator="auto", devices=1, precision=cast(Any, precision), logger=False, enable_progress_bar=False)
+    (figures,) = trainer.validate(stage, _validation(val_dir, plan), verbose=False)
+    return {key: round(float(value), 4) for key, value in figures.items()}
 
 
 def _validation(folder: Path, plan: Plan) -> DataLoader[Tensor]:
@@ -186,14 +199,15 @@ def main() -> None:
     parser.add_argument("--manifest", type=Path, help="CSV with columns file, non_commercial; only rows marked no are trained on")
     parser.add_argument("--minutes", type=float, default=10.0, help="wall-clock budget of the stage")
     parser.add_argument("--out", type=Path, required=True, help="where parts, records, logs and checkpoints go")
-    parser.add_argument("--to", type=Path, help="assemble: where the fp16 weights go")
+    parser.add_argument("--to", type=Path, help="assemble: where the fp16 weights go; its name becomes the card's title")
+    parser.add_argument("--data", default="", help="assemble: what the model card says of the training images and their licences")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--precision", default="32-true", choices=["32-true", "bf16-mixed"])
     args = parser.parse_args()
     if args.stage == "assemble":
         from pathorestore.training.assemble import assemble
 
-        assemble(args.out, args.to)
+        assemble(args.out, args.to, data=args.data)
         return
     if args.train is None or args.val is None:
         parser.error("training needs --train and --val")

@@ -49,7 +49,7 @@ class Stage(pl.LightningModule):
         self.progress = 0.0
 
     def step_generator(self) -> torch.Generator:
-        """Randomness of the current step: depends on the seed and the step alone, so that a resumed run goes on as if uninterrupted."""
+        """Randomness of the current step: depends on the seed and the step alone, whenever it is reached."""
         return stream(self.config.seed, self.global_step)
 
     def simulate(self, sharp: Tensor, generator: torch.Generator) -> Degraded:
