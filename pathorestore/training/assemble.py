@@ -36,8 +36,8 @@ def assemble(out: Path, to: Path | None, *, data: str = "") -> None:
 
 
 def _card(out: Path, *, title: str, data: str) -> ModelCard:
-    names = ("encoder", "defocus", "defocus-heads", "pathology", "coarse", "coarse-wide", "fine")
-    records = [json.loads((out / f"{name}.json").read_text(encoding="utf-8")) for name in names if (out / f"{name}.json").exists()]
+    order = ("encoder", "defocus", "defocus-heads", "pathology", "coarse-start", "coarse", "coarse-wide", "fine-start", "fine")
+    records = [json.loads((out / f"{name}.json").read_text(encoding="utf-8")) for name in order if (out / f"{name}.json").exists()]
     metrics = {f"{record['stage']}: {key} (val crops)": value for record in records for key, value in record["validation"].items()}
     minutes = ", ".join(f"{record['stage']} {record['minutes']:g} min ({record['steps']} steps of {record['batch']})" for record in records)
     images = records[0].get("images", "an unrecorded number of") if records else "no"
