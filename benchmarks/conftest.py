@@ -12,7 +12,7 @@ from pathorestore.models.pdiffusion import PDiffusion, PDiffusionConfig
 from pathorestore.models.pformer import PFormer, PFormerConfig
 from pathorestore.models.prompts import EdgePrompt, EdgePromptConfig, PathologyPrompt, PathologyPromptConfig, Prompter
 from pathorestore.pipelines.mop import MoPRestorer
-from pathorestore.pipelines.refine import DiffusionRefiner
+from pathorestore.pipelines.refine import DiffusionRefiner, FineSettings
 
 
 @pytest.fixture
@@ -27,7 +27,9 @@ def untrained() -> MoPRestorer:
     torch.manual_seed(0)
     encoder, defocus = TinyEncoder(TinyEncoderConfig.tiny()), DefocusEstimator(DefocusEstimatorConfig.tiny())
     prompter = Prompter(encoder, defocus, PathologyPrompt(PathologyPromptConfig.tiny()), EdgePrompt(EdgePromptConfig.tiny()))
-    return MoPRestorer(prompter, PFormer(PFormerConfig.tiny()), DiffusionRefiner(PDiffusion(PDiffusionConfig.tiny()), ResShift())).eval()
+    return MoPRestorer(
+        prompter, PFormer(PFormerConfig.tiny()), DiffusionRefiner(PDiffusion(PDiffusionConfig.tiny()), FineSettings(process=ResShift()))
+    ).eval()
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: pytest.Config) -> None:

@@ -29,13 +29,13 @@ def forgetful(refiner: DiffusionRefiner, coarse: Tensor, degraded: Tensor, promp
         clean: Tensor = refiner.denoiser(scaled_state, t, refiner.denoiser.condition(start, seen, prompts()))
         return clean.clamp(-1, 1) if refiner.space.bounded else clean
 
-    return refiner.space.decode(sample(denoise, refiner.process, start, lambda step: refiner.space.noise(NOISE, step, start)))
+    return refiner.space.decode(sample(denoise, refiner.settings.process, start, lambda step: refiner.space.noise(NOISE, step, start)))
 
 
 def compare(taking_turns: TakingTurns, refiner: DiffusionRefiner, once: Callable[[], Tensor], each_step: Callable[[], Tensor]) -> None:
     assert torch.allclose(once(), each_step(), atol=1e-5)
     taking_turns({"once": once, "each step": each_step}, rounds=21)
-    taking_turns.benchmark.extra_info["steps"] = refiner.process.steps
+    taking_turns.benchmark.extra_info["steps"] = refiner.settings.process.steps
 
 
 @torch.no_grad()

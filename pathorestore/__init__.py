@@ -31,13 +31,14 @@ if TYPE_CHECKING:
         Prompter as Prompter,
     )
     from pathorestore.pipelines.mop import MoPRestorer as MoPRestorer
-    from pathorestore.pipelines.refine import DiffusionRefiner as DiffusionRefiner, KeepCoarse as KeepCoarse
+    from pathorestore.pipelines.refine import DiffusionRefiner as DiffusionRefiner, FineSettings as FineSettings, KeepCoarse as KeepCoarse
     from pathorestore.pipelines.tiled import TiledRestorer as TiledRestorer
 
 _HOMES = {
     "DefocusEstimator": "models.defocus",
     "DefocusEstimatorConfig": "models.defocus",
     "DiffusionRefiner": "pipelines.refine",
+    "FineSettings": "pipelines.refine",
     "EdgePrompt": "models.prompts",
     "EdgePromptConfig": "models.prompts",
     "KeepCoarse": "pipelines.refine",

@@ -17,7 +17,7 @@ from pathorestore.models.pdiffusion import PDiffusion, PDiffusionConfig
 from pathorestore.models.pformer import PFormer, PFormerConfig
 from pathorestore.models.prompts import EdgePrompt, EdgePromptConfig, PathologyPrompt, PathologyPromptConfig, Prompter
 from pathorestore.pipelines.mop import MoPRestorer
-from pathorestore.pipelines.refine import DiffusionRefiner
+from pathorestore.pipelines.refine import DiffusionRefiner, FineSettings
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "benchmarks"))
 import restoration_table
@@ -108,7 +108,9 @@ def untrained_folder(tmp_path_factory):
     coarse = PFormer(PFormerConfig.tiny())
     init.zeros_(coarse.output.weight)
     folder = tmp_path_factory.mktemp("untrained")
-    MoPRestorer(prompter, coarse, DiffusionRefiner(PDiffusion(PDiffusionConfig.tiny()), ResShift())).save_pretrained(folder)
+    MoPRestorer(prompter, coarse, DiffusionRefiner(PDiffusion(PDiffusionConfig.tiny()), FineSettings(process=ResShift()))).save_pretrained(
+        folder
+    )
     return folder
 
 

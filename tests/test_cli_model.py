@@ -21,7 +21,7 @@ from pathorestore.pipelines.image_file import read_image_file
 from pathorestore.pipelines.info import installation
 from pathorestore.pipelines.mop import MoPRestorer
 from pathorestore.pipelines.provenance import read_provenance
-from pathorestore.pipelines.refine import DiffusionRefiner
+from pathorestore.pipelines.refine import DiffusionRefiner, FineSettings
 
 
 @pytest.fixture(scope="module")
@@ -35,7 +35,9 @@ def model(tmp_path_factory) -> Path:
             PathologyPrompt(PathologyPromptConfig.tiny()),
             EdgePrompt(EdgePromptConfig.tiny()),
         )
-        system = MoPRestorer(prompter, PFormer(PFormerConfig.tiny()), DiffusionRefiner(PDiffusion(PDiffusionConfig.tiny()), ResShift()))
+        system = MoPRestorer(
+            prompter, PFormer(PFormerConfig.tiny()), DiffusionRefiner(PDiffusion(PDiffusionConfig.tiny()), FineSettings(process=ResShift()))
+        )
     folder = tmp_path_factory.mktemp("models") / "untrained"
     system.save_pretrained(folder, dtype=torch.float16)
     return folder

@@ -10,6 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
+from pathorestore.degradations.acquisition import gaussian_blur
 from pathorestore.diffusion.resshift import ResShift
 from pathorestore.functional.noise import NoiseField
 from pathorestore.image import pad_to
@@ -19,7 +20,7 @@ from pathorestore.models.pdiffusion import PDiffusion, PDiffusionConfig
 from pathorestore.models.pformer import PFormer, PFormerConfig
 from pathorestore.models.prompts import EdgePrompt, EdgePromptConfig, PathologyPrompt, PathologyPromptConfig, Prompter
 from pathorestore.pipelines.mop import MoPRestorer
-from pathorestore.pipelines.refine import DiffusionRefiner, KeepCoarse
+from pathorestore.pipelines.refine import DiffusionRefiner, FineSettings, KeepCoarse
 from pathorestore.pipelines.tiled import TiledRestorer
 from pathorestore.tiling import Accumulator, TilePlan
 
@@ -156,7 +157,11 @@ def mop():
     fine = PDiffusion(PDiffusionConfig.tiny())
     for module in (fine.fuse_edge, fine.cross_down.attention.out, fine.cross_up.attention.out, prompter.pathology.out_proj):
         nn.init.normal_(module.weight, std=0.2)
-    return MoPRestorer(prompter, PFormer(PFormerConfig.tiny()), DiffusionRefiner(fine, ResShift(kappa=1.0, min_noise=0.1))).eval()
+    return MoPRestorer(
+        prompter,
+        PFormer(PFormerConfig.tiny()),
+        DiffusionRefiner(fine, FineSettings(process=ResShift(kappa=1.0, min_noise=0.1), guard_px=2.0)),
+    ).eval()
 
 
 def _tissue(height, width):
@@ -245,6 +250,24 @@ def test_coarse_only_and_fewer_steps_are_restorers_too(mop):
         coarse.with_steps(1)
 
 
+def test_the_guard_keeps_the_coarse_images_low_frequencies_and_zero_guards_nothing(mop):
+    image, noise = _tissue(128, 128), NoiseField.whole(0, 1)
+    prompts = mop.prepare(image)
+    coarse = image * 0.9
+    with torch.no_grad():
+        free, guarded = (
+            DiffusionRefiner(mop.fine.denoiser, FineSettings(process=mop.fine.settings.process, guard_px=guard_px))(
+                coarse, image, prompts, noise=noise
+            )
+            for guard_px in (0.0, 2.0)
+        )
+    assert torch.allclose(guarded, free + gaussian_blur(coarse - free, sigma_px=2.0), atol=1e-6)
+    free_error, guarded_error = (gaussian_blur(one - coarse, sigma_px=8.0).abs().mean() for one in (free, guarded))
+    assert guarded_error < 0.1 * free_error
+    with pytest.raises(ValueError, match="guard_px"):
+        FineSettings(process=ResShift(), guard_px=-1.0)
+
+
 def test_the_whole_system_is_differentiable_and_repeatable(mop):
     image = _tissue(128, 128).requires_grad_()
     mop(image, noise=NoiseField.whole(0, 1)).square().mean().backward()
@@ -285,7 +308,7 @@ def test_the_presets_of_one_size_fit_together(preset):
         edge = EdgePrompt(getattr(EdgePromptConfig, preset)())
         fine = PDiffusion(getattr(PDiffusionConfig, preset)())
         coarse = PFormer(getattr(PFormerConfig, preset)())
-        system = MoPRestorer(Prompter(encoder, defocus, pathology, edge), coarse, DiffusionRefiner(fine, ResShift()))
+        system = MoPRestorer(Prompter(encoder, defocus, pathology, edge), coarse, DiffusionRefiner(fine, FineSettings(process=ResShift())))
     assert fine.config.prompt_dim == system.prompter.dim
     assert fine.config.edge_channels == edge.config.channels
 

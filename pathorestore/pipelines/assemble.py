@@ -113,4 +113,4 @@ def _steps(system: "MoPRestorer") -> int:
     """Steps of the second stage; 0 where there is none."""
     from pathorestore.pipelines.refine import DiffusionRefiner
 
-    return system.fine.process.steps if isinstance(system.fine, DiffusionRefiner) else 0
+    return system.fine.settings.process.steps if isinstance(system.fine, DiffusionRefiner) else 0

@@ -3,6 +3,7 @@
 import os
 import tempfile
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Self, cast
 
@@ -19,7 +20,7 @@ from pathorestore.models.latent import WorkingSpace
 from pathorestore.models.pdiffusion import PDiffusion
 from pathorestore.models.pformer import MULTIPLE_PX, PFormer
 from pathorestore.models.prompts import EdgePrompt, PathologyPrompt, Prompter, Prompts
-from pathorestore.pipelines.refine import DiffusionRefiner, KeepCoarse, Refiner
+from pathorestore.pipelines.refine import DiffusionRefiner, FineSettings, KeepCoarse, Refiner
 
 _SYSTEM = "MoPRestorer"
 _PARTS: dict[str, type[Pretrained]] = {
@@ -95,11 +96,12 @@ class MoPRestorer(nn.Module):
         """The same restorer whose fine stage visits only `steps` of the steps it was trained with. Raises ValueError beyond them."""
         if not isinstance(self.fine, DiffusionRefiner):
             raise ValueError("this restorer has no diffusion stage whose steps could be chosen")
-        fine = DiffusionRefiner(self.fine.denoiser, self.fine.process.shortened(steps), self.fine.space)
+        settings = replace(self.fine.settings, process=self.fine.settings.process.shortened(steps))
+        fine = DiffusionRefiner(self.fine.denoiser, settings, self.fine.space)
         return MoPRestorer(self.prompter, self.coarse, fine, model_id=self.model_id, weights_hash=self.weights_sha256)
 
     def save_pretrained(self, folder: str | os.PathLike[str], *, card: ModelCard | None = None, dtype: torch.dtype | None = None) -> None:
-        """Write one sub-folder per part and the diffusion process. dtype: storage type of the weights, such as torch.float16."""
+        """Write one sub-folder per part and the settings of the fine stage. dtype: storage type of the weights, such as torch.float16."""
         parts: dict[str, Pretrained] = {
             "defocus": self.prompter.defocus,
             "pathology": self.prompter.pathology,
@@ -109,10 +111,10 @@ class MoPRestorer(nn.Module):
         # a foundation model's weights are not ours to copy: whoever loads the system hands it in again
         if isinstance(self.prompter.encoder, TinyEncoder):
             parts["encoder"] = self.prompter.encoder
-        process = ResShift()
+        settings = FineSettings(process=ResShift())
         if isinstance(self.fine, DiffusionRefiner):
-            parts["fine"], process = self.fine.denoiser, self.fine.process
-        save_parts(folder, parts, system=_SYSTEM, settings=process, card=card, dtype=dtype)
+            parts["fine"], settings = self.fine.denoiser, self.fine.settings
+        save_parts(folder, parts, system=_SYSTEM, settings=settings, card=card, dtype=dtype)
 
     def push_to_hub(
         self,
@@ -158,7 +160,7 @@ class MoPRestorer(nn.Module):
         model_id = given.resolve().name if given.exists() else str(folder_or_repo_id)
         fine: Refiner = KeepCoarse()
         if "fine" in parts:
-            fine = DiffusionRefiner(cast(PDiffusion, parts["fine"]), load_settings(folder, ResShift, system=_SYSTEM), space)
+            fine = DiffusionRefiner(cast(PDiffusion, parts["fine"]), load_settings(folder, FineSettings, system=_SYSTEM), space)
         loaded = cls(prompter, cast(PFormer, parts["coarse"]), fine, model_id=model_id, weights_hash=weights_sha256(folder))
         loaded.eval()
         return loaded

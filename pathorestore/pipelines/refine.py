@@ -1,9 +1,11 @@
 """Fine stages: what turns a coarse image into the restored one."""
 
+from dataclasses import dataclass
 from typing import Protocol
 
 from torch import Tensor, nn
 
+from pathorestore.degradations.acquisition import gaussian_blur
 from pathorestore.diffusion.resshift import ResShift
 from pathorestore.diffusion.sampling import sample
 from pathorestore.functional.noise import NoiseField
@@ -36,12 +38,29 @@ class KeepCoarse(nn.Module):
         return coarse
 
 
+@dataclass(frozen=True, kw_only=True)
+class FineSettings:
+    """What a fine stage is beside its network.
+
+    process: the chain. guard_px: width (standard deviation) of the Gaussian low-pass that is taken from the coarse image, so that the fine
+    stage adds texture and moves neither colours nor shapes; 0 lets it change everything. Small networks need it: what they fail to denoise
+    is coarse-grained noise.
+    """
+
+    process: ResShift
+    guard_px: float = 0.0
+
+    def __post_init__(self) -> None:
+        if self.guard_px < 0:
+            raise ValueError(f"guard_px must be at least 0, got {self.guard_px}")
+
+
 class DiffusionRefiner(nn.Module):
     """P-diffusion run through a `ResShift` chain from the coarse image."""
 
-    def __init__(self, denoiser: PDiffusion, process: ResShift, space: WorkingSpace | None = None):
+    def __init__(self, denoiser: PDiffusion, settings: FineSettings, space: WorkingSpace | None = None):
         super().__init__()
-        self.denoiser, self.process = denoiser, process
+        self.denoiser, self.settings = denoiser, settings
         self.space = space or denoiser.own_space()
 
     @property
@@ -54,7 +73,10 @@ class DiffusionRefiner(nn.Module):
         start = self.space.encode(coarse)
         conditions = self.denoiser.condition(start, self.space.encode(degraded), prompts)
         denoise = _Conditioned(self.denoiser, conditions, bounded=self.space.bounded)
-        return self.space.decode(sample(denoise, self.process, start, lambda step: self.space.noise(noise, step, start)))
+        restored = self.space.decode(sample(denoise, self.settings.process, start, lambda step: self.space.noise(noise, step, start)))
+        if self.settings.guard_px == 0:
+            return restored
+        return restored + gaussian_blur(coarse - restored, sigma_px=self.settings.guard_px)
 
 
 class _Conditioned:

@@ -12,7 +12,7 @@ from pathorestore.models.pdiffusion import PDiffusion
 from pathorestore.models.pformer import PFormer
 from pathorestore.models.prompts import EdgePrompt, PathologyPrompt, Prompter
 from pathorestore.pipelines.mop import MoPRestorer
-from pathorestore.pipelines.refine import DiffusionRefiner
+from pathorestore.pipelines.refine import DiffusionRefiner, FineSettings
 
 
 def assemble(out: Path, to: Path | None, *, data: str = "") -> None:
@@ -22,7 +22,7 @@ def assemble(out: Path, to: Path | None, *, data: str = "") -> None:
     """
     if to is None:
         raise ValueError("assemble needs --to, the folder that the weights go to")
-    from pathorestore.training.mop_tiny import PROCESS
+    from pathorestore.training.mop_tiny import GUARD_PX, PROCESS
 
     prompter = Prompter(
         TinyEncoder.from_pretrained(out / "encoder"),
@@ -30,7 +30,7 @@ def assemble(out: Path, to: Path | None, *, data: str = "") -> None:
         PathologyPrompt.from_pretrained(out / "pathology"),
         EdgePrompt.from_pretrained(out / "edge"),
     )
-    fine = DiffusionRefiner(PDiffusion.from_pretrained(out / "fine"), PROCESS)
+    fine = DiffusionRefiner(PDiffusion.from_pretrained(out / "fine"), FineSettings(process=PROCESS, guard_px=GUARD_PX))
     restorer = MoPRestorer(prompter, PFormer.from_pretrained(out / "coarse"), fine)
     restorer.save_pretrained(to, card=_card(out, title=to.name, data=data), dtype=torch.float16)
 

@@ -16,7 +16,7 @@ from pathorestore.models.latent import WorkingSpace
 from pathorestore.models.pdiffusion import PDiffusion
 from pathorestore.models.pformer import PFormer, Restormer
 from pathorestore.models.prompts import Prompter
-from pathorestore.pipelines.refine import DiffusionRefiner
+from pathorestore.pipelines.refine import DiffusionRefiner, FineSettings
 from pathorestore.training.prompt_stages import VALIDATION_Z_UM
 from pathorestore.training.stage import Stage, StageConfig, frozen, validation_pairs
 
@@ -149,7 +149,7 @@ class PDiffusionStage(Stage):
 
     def validation_step(self, sharp: Tensor, batch_idx: int) -> None:
         """PSNR of the whole chain against the coarse stage's, and the power of the finest detail relative to the clean image's."""
-        refiner = DiffusionRefiner(self.fine, self.process, self.space)
+        refiner = DiffusionRefiner(self.fine, FineSettings(process=self.process), self.space)
         for z_um in VALIDATION_Z_UM:
             pairs = validation_pairs(sharp, z_um=z_um, margin_px=self.config.margin_px)
             prompts = self.prompter(pairs.degraded)
