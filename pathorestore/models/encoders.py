@@ -57,7 +57,7 @@ class TinyEncoderConfig:
 
     @classmethod
     def base(cls) -> "TinyEncoderConfig":
-        """12 M parameters, 768-wide: what the other `base()` presets expect."""
+        """10.8 M parameters, 768-wide: what the other `base()` presets expect."""
         return cls(widths=(96, 192, 768), blocks=(2, 3, 4))
 
     @classmethod

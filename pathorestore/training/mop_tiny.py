@@ -38,10 +38,10 @@ from pathorestore.training.stage import Stage, StageConfig, frozen
 
 # one crop in five is an oversampled one
 ZOOM = (1.0, 1.0, 1.0, 1.0, 1.0, 1.0, 1.0, 1.0, 1.5, 2.5)
-# The coarse stage leaves about 0.04 on images in [-1, 1]. With ResShift's kappa of 2 the last step's noise is 0.2, five times that, and a
-# small network buries the residual under what it fails to denoise; kappa 0.2 puts that noise at 0.02.
 # wider guards give some more nuclear texture at several times the loss in PSNR (tried: 1.5 to 16 px)
 GUARD_PX = 1.5
+# The coarse stage leaves about 0.04 on images in [-1, 1]. With ResShift's kappa of 2 the last step's noise is 0.2, five times that;
+# kappa 0.2 puts it at 0.02. That alone did not cure the loss of PSNR, see the guard.
 PROCESS = ResShift(steps=4, kappa=0.2, min_noise=0.1)
 
 
