@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from pathorestore.functional.optics import Optics as Optics
     from pathorestore.models.defocus import DefocusEstimator as DefocusEstimator, DefocusEstimatorConfig as DefocusEstimatorConfig
     from pathorestore.models.encoders import TimmEncoder as TimmEncoder, TinyEncoder as TinyEncoder, TinyEncoderConfig as TinyEncoderConfig
+    from pathorestore.models.optics_prompt import OpticsPrompt as OpticsPrompt, OpticsPromptConfig as OpticsPromptConfig
     from pathorestore.models.pdiffusion import PDiffusion as PDiffusion, PDiffusionConfig as PDiffusionConfig
     from pathorestore.models.pformer import (
         PFormer as PFormer,
@@ -44,6 +45,8 @@ _HOMES = {
     "KeepCoarse": "pipelines.refine",
     "MoPRestorer": "pipelines.mop",
     "Optics": "functional.optics",
+    "OpticsPrompt": "models.optics_prompt",
+    "OpticsPromptConfig": "models.optics_prompt",
     "PDiffusion": "models.pdiffusion",
     "PDiffusionConfig": "models.pdiffusion",
     "PFormer": "models.pformer",

@@ -76,6 +76,18 @@ def test_all_implementations_of_a_layer_agree(gate):
     assert torch.allclose(outputs[2], outputs[0], atol=1e-12)
 
 
+def test_a_router_without_features_depends_on_the_prompt_alone_and_one_without_prompt_on_them():
+    x, prompt = torch.randn(2, 8, 6, 7), torch.randn(2, 5)
+    blind = ExpertFeedForward(8, 16, experts=3, prompt_dim=5, route_features=False)
+    assert blind.router.weight.shape == (3, 5)
+    assert torch.allclose(blind.route(x, blind.prompt_logits(prompt)), blind.router(prompt).softmax(dim=1))
+    alone = ExpertFeedForward(8, 16, experts=3, prompt_dim=0)
+    pooled = alone.project_in(x).mean(dim=(2, 3))
+    assert torch.allclose(alone.route(x, alone.prompt_logits(prompt[:, :0])), alone.router(pooled).softmax(dim=1), atol=1e-6)
+    with pytest.raises(ValueError, match="a router needs something to see"):
+        ExpertFeedForward(8, 16, experts=3, prompt_dim=0, route_features=False)
+
+
 def test_one_expert_makes_the_router_irrelevant():
     layer, x = _layer("mul", experts=1), torch.randn(1, 8, 6, 6, dtype=torch.float64)
     first, second = (layer(x, layer.prompt_logits(torch.randn(1, 5, dtype=torch.float64))) for _ in range(2))

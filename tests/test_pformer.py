@@ -120,6 +120,81 @@ def test_a_router_without_normalisation_sees_the_prompts_scale():
     assert (plain(image, prompt) - plain(image, 30 * prompt)).abs().max() > 1e-4
 
 
+def _networks(hint_channels):
+    prompt = torch.randn(2, 192, generator=torch.Generator().manual_seed(4))
+    pformer = PFormer(replace(PFormerConfig.tiny(), hint_channels=hint_channels))
+    restormer = Restormer(replace(RestormerConfig.tiny(), hint_channels=hint_channels))
+    return (lambda image, hints=None: pformer(image, prompt, hints)), restormer, (pformer, restormer)
+
+
+def test_hints_widen_the_first_convolution_and_nothing_else():
+    plain, hinted = (_networks(channels)[2][0].state_dict() for channels in (0, 5))
+    assert hinted.keys() == plain.keys()
+    assert [key for key in plain if plain[key].shape != hinted[key].shape] == ["patch_embed.proj.weight"]
+    assert hinted["patch_embed.proj.weight"].shape == (16, 8, 3, 3)
+
+
+def test_hints_are_heard_and_the_output_still_adds_the_degraded_image():
+    image, hints = torch.rand(2, 3, 17, 22), torch.rand(2, 5, 17, 22)
+    *callers, networks = _networks(5)
+    for network, module in zip(callers, networks, strict=True):
+        module.eval()
+        assert (network(image, hints) - network(image, 1 - hints)).abs().max() > 1e-6
+        nn.init.zeros_(module.output.weight)
+        assert torch.equal(network(image, hints), image)
+
+
+def test_no_hints_are_none_or_of_no_channels():
+    image = torch.rand(2, 3, 16, 16)
+    for network in _networks(0)[:2]:
+        assert torch.equal(network(image, image[:, :0]), network(image))
+
+
+@pytest.mark.parametrize(
+    ("channels", "hints", "says"),
+    [
+        (0, torch.zeros(2, 3, 16, 16), "3 channels of hints were given to a network with hint_channels=0"),
+        (3, None, "0 channels of hints were given to a network with hint_channels=3"),
+        (3, torch.zeros(2, 18, 16, 16), "18 channels of hints"),
+        (3, torch.zeros(2, 3, 8, 16), r"hints of \(8, 16\) px do not fit an image of \(16, 16\) px"),
+    ],
+)
+def test_hints_that_do_not_fit_are_refused(channels, hints, says):
+    for network in _networks(channels)[:2]:
+        with pytest.raises(ValueError, match=says):
+            network(torch.zeros(2, 3, 16, 16), hints)
+
+
+def test_a_network_of_half_precision_takes_hints_of_full_precision():
+    network = PFormer(replace(PFormerConfig.tiny(), hint_channels=3)).bfloat16()
+    image, prompt = torch.rand(1, 3, 16, 16).bfloat16(), torch.randn(1, 192).bfloat16()
+    assert network(image, prompt, torch.rand(1, 3, 16, 16)).dtype == torch.bfloat16
+
+
+def _weights(network, image, prompt):
+    """Expert weights of the first block."""
+    seen = []
+    layer = network.expert_layers()[0]
+    hook = layer.register_forward_pre_hook(lambda module, args: seen.append(module.route(*args)))
+    network(image, prompt)
+    hook.remove()
+    return seen[0]
+
+
+@pytest.mark.parametrize("change", [{"route_features": False}, {"prompt_dim": 0}])
+def test_each_half_of_what_the_router_sees_can_be_hidden(change):
+    network = PFormer(replace(PFormerConfig.tiny(), **change))
+    for layer in network.expert_layers():
+        nn.init.normal_(layer.router.weight)
+    image, prompt = torch.rand(2, 1, 3, 16, 16), torch.randn(2, 1, 192)
+    base = _weights(network, image[0], prompt[0])
+    sees_image = not torch.equal(_weights(network, image[1], prompt[0]), base)
+    sees_prompt = not torch.equal(_weights(network, image[0], prompt[1]), base)
+    assert (sees_image, sees_prompt) == (change != {"route_features": False}, change != {"prompt_dim": 0})
+    network(image[0], prompt[0]).square().mean().backward()
+    assert all(parameter.grad is not None for parameter in network.parameters())
+
+
 @pytest.mark.parametrize(
     ("change", "says"),
     [
@@ -128,6 +203,9 @@ def test_a_router_without_normalisation_sees_the_prompts_scale():
         ({"moe_impl": "fast"}, "moe_impl must be"),
         ({"dim": 9, "heads": (2, 2, 4, 8)}, "2 heads do not divide"),
         ({"dim": 0}, "at least 1"),
+        ({"hint_channels": -1}, "hint_channels must be at least 0, got -1"),
+        ({"prompt_dim": -1}, "prompt_dim must be at least 0, got -1"),
+        ({"prompt_dim": 0, "route_features": False}, "leave the routers nothing to see"),
     ],
 )
 def test_impossible_configurations_are_refused(change, says):

@@ -203,6 +203,13 @@ def test_the_edge_prompt_is_edges_times_confidence():
     assert torch.allclose(edge(edges, defocus), edge.edge_conv(nn.functional.pixel_unshuffle(edges, 4)) * confidence, atol=1e-12)
 
 
+def test_an_unweighted_edge_prompt_is_the_convolved_edges_whatever_the_defocus():
+    edge = EdgePrompt(EdgePromptConfig(defocus_dim=16, channels=5, weighted=False))
+    edges = torch.rand(1, 1, 32, 32)
+    assert torch.equal(edge(edges, torch.randn(1, 16, 4, 4)), edge.edge_conv(nn.functional.pixel_unshuffle(edges, 4)))
+    assert {name.split(".")[0] for name in edge.state_dict()} == {"edge_conv"}
+
+
 def _prompter():
     torch.manual_seed(5)
     parts = (
@@ -215,10 +222,14 @@ def _prompter():
 
 
 def test_the_prompter_makes_all_prompts_of_an_image(nuclei_image):
-    prompts = _prompter()(nuclei_image)
+    prompter = _prompter()
+    prompts = prompter(nuclei_image)
     assert prompts.pathology.shape == (1, 192)
     assert prompts.edge.shape == (1, 16, 32, 32)
     assert prompts.defocus_um.shape == prompts.ctf.shape == (1,)
+    assert prompts.optics.shape == (1, 0, 128, 128)
+    assert torch.equal(prompts.defocus, prompter.defocus.features(nuclei_image).mean(dim=(2, 3)))
+    assert torch.equal(prompts.degraded_pathology, prompter.encoder(nuclei_image).cls)
 
 
 @pytest.mark.parametrize(

@@ -157,6 +157,7 @@ def mop():
     fine = PDiffusion(PDiffusionConfig.tiny())
     for module in (fine.fuse_edge, fine.cross_down.attention.out, fine.cross_up.attention.out, prompter.pathology.out_proj):
         nn.init.normal_(module.weight, std=0.2)
+    nn.init.normal_(fine.unet.out[2].weight, std=0.1)
     return MoPRestorer(
         prompter,
         PFormer(PFormerConfig.tiny()),

@@ -125,7 +125,8 @@ def _inputs(batch=2):
     def draw(*shape):
         return torch.randn(*shape, generator=generator, dtype=torch.float64)
 
-    prompts = Prompts(draw(batch, 12), draw(batch, 5, 32, 32), draw(batch), draw(batch))
+    unseen = draw(batch, 0, 32, 32), draw(batch, 7), draw(batch, 12)
+    prompts = Prompts(draw(batch, 12), draw(batch, 5, 32, 32), draw(batch), draw(batch), *unseen)
     return draw(batch, 3, 32, 32), draw(batch, 3, 32, 32), torch.tensor([1, 3] * (batch // 2)), prompts
 
 

@@ -4,7 +4,7 @@ Everything that does not change from step to step is computed once, by `conditio
 """
 
 from dataclasses import dataclass, replace
-from typing import Literal, NamedTuple
+from typing import Literal, NamedTuple, cast
 
 import torch
 from einops import rearrange
@@ -91,6 +91,10 @@ class PDiffusion(nn.Module, Pretrained):
         self.config = config
         self.unet = UNet(config.unet)
         width = config.unet.channels
+        if config.predict == "residual":
+            zeroed(
+                cast(nn.Conv2d, self.unet.out[2])
+            )  # untrained, it predicts the coarse image: hundreds of steps are not spent on finding that out
         # the fusion conv1x1(concat(h, P_E)) as two terms, so that the edge term is computed once for all steps
         self.fuse_state = zeroed(nn.Conv2d(width, width, 1))
         self.fuse_edge = zeroed(nn.Conv2d(config.edge_channels, width, 1, bias=False))

@@ -24,7 +24,7 @@ class RestormerConfig:
 
     dim: channels at full resolution, doubled per level. blocks: of levels 1-3 and the latent. gamma: feed-forward expansion.
     hidden_multiple: hidden channels are rounded up to a multiple of it; 1 keeps int(gamma * channels), which is what published weights
-    need, 16 keeps depthwise convolutions on the CPU's fast path.
+    need, 16 keeps depthwise convolutions on the CPU's fast path. hint_channels: what it is shown beside the image, see `OpticsPrompt`.
     """
 
     dim: int = 48
@@ -33,8 +33,11 @@ class RestormerConfig:
     heads: tuple[int, int, int, int] = (1, 2, 4, 8)
     gamma: float = 2.66
     hidden_multiple: int = 1
+    hint_channels: int = 0
 
     def __post_init__(self) -> None:
+        if self.hint_channels < 0:
+            raise ValueError(f"hint_channels must be at least 0, got {self.hint_channels}")
         if self.dim < 1 or min(*self.blocks, *self.heads) < 1 or self.refinement < 0:
             raise ValueError(f"dim, blocks and heads must be at least 1; got {self}")
         for level, heads in enumerate(self.heads):
@@ -68,6 +71,7 @@ class PFormerConfig(RestormerConfig):
     """Sizes of a `PFormer`: a Restormer's and the mixture's. prompt_dim: width of the pathology prompt. experts: n beside the main one.
 
     gate, moe_impl: see `ExpertFeedForward`. router_norm: normalise the prompt (without learned scale) before the routers.
+    The routers see GAP(F) and the prompt; route_features=False hides the features, prompt_dim=0 the prompt.
     """
 
     prompt_dim: int = 1536
@@ -75,9 +79,14 @@ class PFormerConfig(RestormerConfig):
     gate: Gate = "add"
     moe_impl: MoeImpl = "folded"
     router_norm: bool = True
+    route_features: bool = True
 
     def __post_init__(self) -> None:
         RestormerConfig.__post_init__(self)
+        if self.prompt_dim < 0:
+            raise ValueError(f"prompt_dim must be at least 0, got {self.prompt_dim}")
+        if self.prompt_dim == 0 and not self.route_features:
+            raise ValueError("prompt_dim=0 and route_features=False leave the routers nothing to see; expected one of them otherwise")
         if self.experts < 1:
             raise ValueError(f"experts must be at least 1, got {self.experts}")
         if self.gate not in ("add", "mul", "add_split"):
@@ -107,11 +116,12 @@ class _UShape(nn.Module):
     def __init__(self, config: RestormerConfig, make_ffn: Callable[[int], nn.Module]):
         super().__init__()
         dims = [config.dim << level for level in range(4)]
+        self._hint_channels = config.hint_channels
 
         def level(channels: int, blocks: int, heads: int) -> nn.ModuleList:
             return nn.ModuleList(TransposedAttentionBlock(channels, heads, make_ffn(channels)) for _ in range(blocks))
 
-        self.patch_embed = nn.ModuleDict({"proj": nn.Conv2d(3, dims[0], 3, padding=1, bias=False)})
+        self.patch_embed = nn.ModuleDict({"proj": nn.Conv2d(3 + config.hint_channels, dims[0], 3, padding=1, bias=False)})
         self.encoder_level1 = level(dims[0], config.blocks[0], config.heads[0])
         self.down1_2 = Downsample(dims[0])
         self.encoder_level2 = level(dims[1], config.blocks[1], config.heads[1])
@@ -133,10 +143,13 @@ class _UShape(nn.Module):
         # untrained, the network all but returns its input: hundreds of steps are not spent on finding that out
         nn.init.normal_(self.output.weight, std=1e-3)
 
-    def run(self, image: Tensor, signals: Iterator[tuple[Tensor, ...]]) -> Tensor:
-        """The network on an image of any size; `signals` yields what each block's feed-forward network receives, in order of execution."""
+    def run(self, image: Tensor, hints: Tensor | None, signals: Iterator[tuple[Tensor, ...]]) -> Tensor:
+        """The network on an image of any size and its hints, which may be None or have no channels where the network takes none.
+
+        signals: yields what each block's feed-forward network receives, in order of execution. Raises ValueError for hints that do not fit.
+        """
         height, width = image.shape[-2:]
-        padded = pad_to(image, round_up(height, MULTIPLE_PX), round_up(width, MULTIPLE_PX))
+        padded = pad_to(self._with_hints(image, hints), round_up(height, MULTIPLE_PX), round_up(width, MULTIPLE_PX))
 
         def through(level: nn.Module, x: Tensor) -> Tensor:
             for block in level.children():
@@ -150,23 +163,44 @@ class _UShape(nn.Module):
         x = through(self.decoder_level3, self.reduce_chan_level3(torch.cat([self.up4_3(x), enc3], dim=1)))
         x = through(self.decoder_level2, self.reduce_chan_level2(torch.cat([self.up3_2(x), enc2], dim=1)))
         x = through(self.decoder_level1, torch.cat([self.up2_1(x), enc1], dim=1))
-        restored = padded + self.output(through(self.refinement, x))
+        restored = padded[:, :3] + self.output(through(self.refinement, x))
         return restored[..., :height, :width]
+
+    def _with_hints(self, image: Tensor, hints: Tensor | None) -> Tensor:
+        given = 0 if hints is None else hints.shape[1]
+        if given != self._hint_channels:
+            raise ValueError(
+                f"{given} channels of hints were given to a network with hint_channels={self._hint_channels}; "
+                "hand it the prompts' optics, from an optics prompt of as many channels"
+            )
+        if hints is None or given == 0:
+            return image
+        if hints.shape[-2:] != image.shape[-2:]:
+            raise ValueError(
+                f"hints of {tuple(hints.shape[-2:])} px do not fit an image of {tuple(image.shape[-2:])} px; make them from it"
+            )
+        return torch.cat([image, hints.to(image.dtype)], dim=1)
 
 
 class Restormer(_UShape, Pretrained):
-    """Restormer: images b 3 h w in [0, 1] -> restored images, unclamped. Published weights load by name."""
+    """Restormer: degraded images b 3 h w in [0, 1], and hints b c h w if any, -> restored images, unclamped.
+
+    Published weights load by name.
+    """
 
     def __init__(self, config: RestormerConfig):
         super().__init__(config, lambda channels: GDFN(channels, config.hidden(channels)))
         self.config = config
 
-    def forward(self, image: Tensor) -> Tensor:
-        return self.run(image, iter(lambda: (), None))
+    def forward(self, degraded: Tensor, hints: Tensor | None = None) -> Tensor:
+        return self.run(degraded, hints, iter(lambda: (), None))
 
 
 class PFormer(_UShape, Pretrained):
-    """P-former: degraded images b 3 h w in [0, 1] and their pathology prompts b prompt_dim -> coarse images b 3 h w, unclamped."""
+    """P-former: degraded images b 3 h w in [0, 1] and their pathology prompts b prompt_dim -> coarse images b 3 h w, unclamped.
+
+    hints: b hint_channels h w, what an optics prompt makes of the degraded image. A network with prompt_dim=0 looks at no prompt.
+    """
 
     def __init__(self, config: PFormerConfig):
         def make_ffn(channels: int) -> nn.Module:
@@ -177,6 +211,7 @@ class PFormer(_UShape, Pretrained):
                 prompt_dim=config.prompt_dim,
                 gate=config.gate,
                 moe_impl=config.moe_impl,
+                route_features=config.route_features,
             )
 
         super().__init__(config, make_ffn)
@@ -198,8 +233,11 @@ class PFormer(_UShape, Pretrained):
 
     def prompt_logits(self, prompt: Tensor) -> list[Tensor]:
         """The prompt's share of every router's logits, one b n tensor a block; computed once per image."""
-        normed = F.layer_norm(prompt, prompt.shape[-1:]) if self.config.router_norm else prompt
+        if self.config.prompt_dim == 0:
+            normed = prompt[:, :0]
+        else:
+            normed = F.layer_norm(prompt, prompt.shape[-1:]) if self.config.router_norm else prompt
         return [layer.prompt_logits(normed) for layer in self.expert_layers()]
 
-    def forward(self, degraded: Tensor, pathology: Tensor) -> Tensor:
-        return self.run(degraded, iter([(logits,) for logits in self.prompt_logits(pathology)]))
+    def forward(self, degraded: Tensor, pathology: Tensor, hints: Tensor | None = None) -> Tensor:
+        return self.run(degraded, hints, iter([(logits,) for logits in self.prompt_logits(pathology)]))

@@ -12,8 +12,10 @@ from pathorestore.functional.edges import canny
 from pathorestore.hub import Pretrained
 from pathorestore.models.defocus import DefocusEstimator
 from pathorestore.models.encoders import Embedding, PathologyEncoder
+from pathorestore.models.optics_prompt import NoOptics, OpticsPrompt
 from pathorestore.nn.attention import TokenAttention
 
+_NO_OPTICS = NoOptics()
 _GRID = 8  # the defocus prompt is pooled to 8 x 8 tokens for the pathology prompt's cross-attention
 
 
@@ -22,13 +24,18 @@ class Prompts(NamedTuple):
 
     pathology: restored pathology prompt P_P, b d. edge: defocus-weighted edge prompt P_E, b C_e h w at the working resolution of the fine
     stage.
-    defocus_um: signed distance to focus, b. ctf: contrast-transfer value, b.
+    defocus_um: signed distance to focus, b. ctf: contrast-transfer value, b. optics: hints for the coarse stage, b c h w, c = 0 without an
+    optics prompt. defocus: defocus prompt P_D averaged over the image, b c_D. degraded_pathology: the embedding before it was restored,
+    P_LP, b d; routers of ablations look at these two.
     """
 
     pathology: Tensor
     edge: Tensor
     defocus_um: Tensor
     ctf: Tensor
+    optics: Tensor
+    defocus: Tensor
+    degraded_pathology: Tensor
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -141,12 +148,14 @@ class EdgePromptConfig:
 
     channels: C_e. factor: working resolution = image / factor (1 for pixel space, 4 for unshuffle and latent f4).
     confidence: what turns the defocus projection into a weight; the paper calls it a confidence and names no activation.
+    weighted: False leaves the weight out and gives the convolved edges P_LE as they are (an ablation of the paper, table 5).
     """
 
     defocus_dim: int = 128
     channels: int = 16
     factor: int = 4
     confidence: Literal["sigmoid", "none"] = "sigmoid"
+    weighted: bool = True
 
     def __post_init__(self) -> None:
         if min(self.defocus_dim, self.channels, self.factor) < 1:
@@ -176,20 +185,33 @@ class EdgePrompt(nn.Module, Pretrained):
         self.config = config
         self.unshuffle = nn.PixelUnshuffle(config.factor)
         self.edge_conv = nn.Conv2d(config.factor**2, config.channels, 3, padding=1)
-        self.defocus_conv = nn.Conv2d(config.defocus_dim, config.channels, 1)
+        if config.weighted:
+            self.defocus_conv = nn.Conv2d(config.defocus_dim, config.channels, 1)
 
     def forward(self, edges: Tensor, defocus_features: Tensor) -> Tensor:
         """edges: b 1 h w in {0, 1}, h and w multiples of the factor; defocus_features: P_D. Returns b C_e h/factor w/factor."""
         features = self.edge_conv(self.unshuffle(edges))
+        if not self.config.weighted:
+            return features
         confidence = self.defocus_conv(defocus_features)
         confidence = confidence.sigmoid() if self.config.confidence == "sigmoid" else confidence
         return features * F.interpolate(confidence, size=features.shape[-2:], mode="bilinear", align_corners=False)
 
 
 class Prompter(nn.Module):
-    """image -> prompts: the frozen encoder and estimator, the prompt restorer and the edge prompt, composed as in the paper's figure 2."""
+    """image -> prompts: the frozen encoder and estimator, the prompt restorer and the edge prompt, composed as in the paper's figure 2.
 
-    def __init__(self, encoder: PathologyEncoder, defocus: DefocusEstimator, pathology: PathologyPrompt, edge: EdgePrompt):
+    optics: beyond the paper, an optics prompt for a coarse stage that takes its hints.
+    """
+
+    def __init__(
+        self,
+        encoder: PathologyEncoder,
+        defocus: DefocusEstimator,
+        pathology: PathologyPrompt,
+        edge: EdgePrompt,
+        optics: OpticsPrompt | NoOptics = _NO_OPTICS,
+    ):
         super().__init__()
         width = encoder.dim
         if pathology.config.encoder_dim != width:
@@ -199,7 +221,7 @@ class Prompter(nn.Module):
                 raise ValueError(
                     f"the estimator gives {defocus.dim} channels but the {name} prompt expects defocus_dim={part.config.defocus_dim}"
                 )
-        self.encoder, self.defocus, self.pathology, self.edge = encoder, defocus, pathology, edge
+        self.encoder, self.defocus, self.pathology, self.edge, self.optics = encoder, defocus, pathology, edge, optics
         self.train(self.training)
 
     @property
@@ -216,6 +238,13 @@ class Prompter(nn.Module):
     def forward(self, image: Tensor) -> Prompts:
         """Prompts of degraded images b 3 h w in [0, 1]; h and w multiples of the edge prompt's factor."""
         estimate = self.defocus(image)
-        restored = self.pathology(self.encoder(image), estimate.features)
-        edge = self.edge(canny(image), estimate.features)
-        return Prompts(restored.cls, edge, estimate.defocus_um, estimate.ctf)
+        embedding = self.encoder(image)
+        return Prompts(
+            pathology=self.pathology(embedding, estimate.features).cls,
+            edge=self.edge(canny(image), estimate.features),
+            defocus_um=estimate.defocus_um,
+            ctf=estimate.ctf,
+            optics=self.optics(image, estimate.defocus_um),
+            defocus=estimate.features.mean(dim=(2, 3)),
+            degraded_pathology=embedding.cls,
+        )

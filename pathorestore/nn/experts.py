@@ -56,31 +56,47 @@ _MIX = {"naive": mix_naive, "folded": mix_folded, "taps": mix_taps}
 class ExpertFeedForward(nn.Module):
     """Feed-forward of depthwise experts: E_0(F) + gelu(sum_i w_i E_i(F)), w = softmax(R [GAP(F), P]). b c h w -> b c h w.
 
-    channels: c. hidden: channels h of F. experts: n beside the main one. prompt_dim: width of the prompt vector P.
+    channels: c. hidden: channels h of F. experts: n beside the main one. prompt_dim: width of the prompt vector P, 0 for none.
+    route_features: whether the router sees GAP(F) beside the prompt. Raises ValueError where it would see neither.
     gate: how the two branches meet. "add" (eq. 3): F has h channels, shared, outputs added. "mul" (Restormer's gating): 2h channels, the
     first half feeds the experts, the second the main expert, outputs multiplied. "add_split": halves as in mul, outputs added.
     moe_impl: "folded" (fast), "taps" (exportable) or "naive" (reference); all give the same numbers.
     """
 
-    def __init__(self, channels: int, hidden: int, *, experts: int, prompt_dim: int, gate: Gate = "add", moe_impl: MoeImpl = "folded"):
+    def __init__(
+        self,
+        channels: int,
+        hidden: int,
+        *,
+        experts: int,
+        prompt_dim: int,
+        gate: Gate = "add",
+        moe_impl: MoeImpl = "folded",
+        route_features: bool = True,
+    ):
         super().__init__()
+        if prompt_dim < 1 and not route_features:
+            raise ValueError(f"a router needs something to see: route_features=True, or a prompt_dim of at least 1, got {prompt_dim}")
         self.hidden, self.gate, self.moe_impl = hidden, gate, moe_impl
+        self.seen_features = hidden if route_features else 0
         inner = hidden if gate == "add" else 2 * hidden
         self.project_in = nn.Conv2d(channels, inner, 1, bias=False)
         self.main = nn.Conv2d(hidden, hidden, 3, padding=1, groups=hidden, bias=False)
         # one start for all experts plus a little noise apart: identical experts under an even gate would stay identical for ever
         self.experts = nn.Parameter(self.main.weight.detach().clone() + 0.02 * torch.randn(experts, hidden, 1, 3, 3))
-        self.router = nn.Linear(hidden + prompt_dim, experts)
+        self.router = nn.Linear(self.seen_features + prompt_dim, experts)
         nn.init.normal_(self.router.weight, std=0.02)
         nn.init.zeros_(self.router.bias)
         self.project_out = nn.Conv2d(hidden, channels, 1, bias=False)
 
     def prompt_logits(self, prompt: Tensor) -> Tensor:
         """The prompt's share of the router logits, b n; it does not depend on the image features, so it is computed once per image."""
-        return F.linear(prompt, self.router.weight[:, self.hidden :], self.router.bias)
+        return F.linear(prompt, self.router.weight[:, self.seen_features :], self.router.bias)
 
     def route(self, x: Tensor, prompt_logits: Tensor) -> Tensor:
         """Expert weights b n, each row summing to one. GAP and the 1x1 projection commute, so the narrow tensor is pooled."""
+        if not self.seen_features:
+            return prompt_logits.softmax(dim=-1)
         projection = self.project_in.weight[: self.hidden, :, 0, 0]
         pooled = F.linear(x.mean(dim=(2, 3)), projection)
         return (F.linear(pooled, self.router.weight[:, : self.hidden]) + prompt_logits).softmax(dim=-1)

@@ -17,6 +17,7 @@ from pathorestore.image import check_image, pad_to, round_up
 from pathorestore.models.defocus import DefocusEstimator
 from pathorestore.models.encoders import PathologyEncoder, TinyEncoder
 from pathorestore.models.latent import WorkingSpace
+from pathorestore.models.optics_prompt import NoOptics, OpticsPrompt
 from pathorestore.models.pdiffusion import PDiffusion
 from pathorestore.models.pformer import MULTIPLE_PX, PFormer
 from pathorestore.models.prompts import EdgePrompt, PathologyPrompt, Prompter, Prompts
@@ -28,6 +29,7 @@ _PARTS: dict[str, type[Pretrained]] = {
     "defocus": DefocusEstimator,
     "pathology": PathologyPrompt,
     "edge": EdgePrompt,
+    "optics": OpticsPrompt,
     "coarse": PFormer,
     "fine": PDiffusion,
 }
@@ -43,8 +45,13 @@ class MoPRestorer(nn.Module):
 
     def __init__(self, prompter: Prompter, coarse: PFormer, fine: Refiner, *, model_id: str = "custom", weights_hash: str = "none"):
         super().__init__()
-        if coarse.config.prompt_dim != prompter.dim:
+        if coarse.config.prompt_dim not in (0, prompter.dim):
             raise ValueError(f"the prompter gives prompts of width {prompter.dim} but the coarse stage expects {coarse.config.prompt_dim}")
+        if coarse.config.hint_channels != prompter.optics.channels:
+            raise ValueError(
+                f"the prompter's optics prompt gives {prompter.optics.channels} channels of hints but the coarse stage expects "
+                f"hint_channels={coarse.config.hint_channels}; give the prompter the optics prompt that the coarse stage was trained with"
+            )
         self.prompter, self.coarse = prompter, coarse
         self.fine = fine
         self.model_id, self.weights_sha256 = model_id, weights_hash
@@ -66,7 +73,7 @@ class MoPRestorer(nn.Module):
 
     def _coarse_stage(self, current: Tensor, degraded: Tensor, prompts: Prompts, noise: NoiseField) -> Tensor:
         del current, noise
-        coarse: Tensor = self.coarse(degraded, prompts.pathology)
+        coarse: Tensor = self.coarse(degraded, prompts.pathology, prompts.optics)
         return coarse
 
     def _fine_stage(self, current: Tensor, degraded: Tensor, prompts: Prompts, noise: NoiseField) -> Tensor:
@@ -108,6 +115,8 @@ class MoPRestorer(nn.Module):
             "edge": self.prompter.edge,
             "coarse": self.coarse,
         }
+        if isinstance(self.prompter.optics, OpticsPrompt):
+            parts["optics"] = self.prompter.optics
         # a foundation model's weights are not ours to copy: whoever loads the system hands it in again
         if isinstance(self.prompter.encoder, TinyEncoder):
             parts["encoder"] = self.prompter.encoder
@@ -154,6 +163,7 @@ class MoPRestorer(nn.Module):
             cast(DefocusEstimator, parts["defocus"]),
             cast(PathologyPrompt, parts["pathology"]),
             cast(EdgePrompt, parts["edge"]),
+            cast(OpticsPrompt | NoOptics, parts.get("optics", NoOptics())),
         )
         # a hub snapshot's folder is named after its commit, which says less than the repository's name
         given = Path(folder_or_repo_id)
