@@ -1,6 +1,7 @@
 """Simulate what a defocused objective and its camera make of a sharp image, with exact labels."""
 
 import math
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import NamedTuple
 
@@ -171,7 +172,7 @@ def _labels(defocus_um: Tensor, optics: list[Optics]) -> Tensor:
 
 
 def _second_tissue(light: Tensor, strength: float, generator: torch.Generator) -> Tensor:
-    """An unrelated tissue 1 3 h w made of another light field: mirrored, shifted at random, thinned to `strength` of its density."""
+    """Another tissue 1 3 h w made of a light field: mirrored, shifted at random, thinned to `strength` of its density."""
     if strength == 0:
         return light
     height, width = light.shape[-2:]
@@ -181,15 +182,29 @@ def _second_tissue(light: Tensor, strength: float, generator: torch.Generator) -
     return torch.cat([wide, wide.flip(-2)], -2).roll(rows, -2)[..., :height, :].clamp(1e-4, 1) ** strength
 
 
-def degrade(sharp: Tensor, z_um: Tensor | None, *, setting: Setting, generator: torch.Generator, margin_px: int = 0) -> Degraded:
+def degrade(
+    sharp: Tensor,
+    z_um: Tensor | None,
+    *,
+    setting: Setting | Sequence[Setting],
+    generator: torch.Generator | Sequence[torch.Generator],
+    margin_px: int = 0,
+) -> Degraded:
     """Defocus and photograph each sharp sRGB image b 3 h w at focus positions `z_um` b (drawn when None), with its own draw of the setting.
 
     margin_px: so many extra pixels on each side were supplied and are cropped from every output; with 0 the image is reflected outwards
     inside. `defocus_um` is z minus the mean height over the crop; `ctf` is c(|defocus|) of the drawn objective. `clean` is what the same
-    camera sees in focus, 8 bit, without noise and compression; with `Setting.ideal()` the sharp input itself. generator: a CPU generator.
-    Raises ValueError if z_um does not have one entry per image or the margin leaves no image.
+    camera sees in focus, 8 bit, without noise and compression; with `Setting.ideal()` the sharp input itself. setting, generator: one for
+    all or one an image; CPU generators. With a generator of its own an image's result does not depend on the rest of the batch.
+    Raises ValueError if z_um, setting or generator do not have one entry per image or the margin leaves no image.
     """
     count = len(sharp)
+    settings = [setting] * count if isinstance(setting, Setting) else list(setting)
+    generators = [generator] * count if isinstance(generator, torch.Generator) else list(generator)
+    if len(settings) != count or len(generators) != count:
+        raise ValueError(
+            f"got {len(settings)} settings and {len(generators)} generators for {count} images; give one for all or one an image"
+        )
     if z_um is not None and z_um.shape != (count,):
         raise ValueError(f"z_um has shape {tuple(z_um.shape)}; expected ({count},), one focus position per image")
     if min(sharp.shape[-2:]) <= 2 * margin_px:
@@ -198,15 +213,15 @@ def degrade(sharp: Tensor, z_um: Tensor | None, *, setting: Setting, generator: 
     light = srgb_to_linear(sharp if margin_px else _pad(sharp, margin))
     size = (light.shape[-2], light.shape[-1])
     draws: list[tuple[Tensor, Tensor, Tensor, Parameters]] = []
-    for i in range(count):
-        parameters = setting.sample(generator)
-        fraction = 2 * torch.rand((), generator=generator) - 1
+    for i, (own, stream) in enumerate(zip(settings, generators, strict=True)):
+        parameters = own.sample(stream)
+        fraction = 2 * torch.rand((), generator=stream) - 1
         focus = z_um[i].detach().cpu().float() if z_um is not None else parameters.max_defocus_um * fraction
-        height = _height_map(size, parameters, generator)
-        second = _second_tissue(light[[(i + 1) % count]], parameters.second_layer, generator)
-        scene = _Scene(light[i : i + 1], _slab(height, parameters, generator), second, parameters, setting.from_scan)
+        height = _height_map(size, parameters, stream)
+        second = _second_tissue(light[i : i + 1], parameters.second_layer, stream)
+        scene = _Scene(light[i : i + 1], _slab(height, parameters, stream), second, parameters, own.from_scan)
         defocus = _mean_defocus(focus, height, margin)
-        degraded = _degrade(scene, focus.item(), defocus.item(), generator)
+        degraded = _degrade(scene, focus.item(), defocus.item(), stream)
         draws.append((_crop(degraded, margin), _crop(_clean(scene), margin), defocus, parameters))
     images, targets, distances, chosen = zip(*draws, strict=True)
     defocus_um = torch.stack(distances)
