@@ -25,8 +25,9 @@ _CITATION = """@software{pathorestore,
 class ModelCard:
     """What is known about a set of weights.
 
-    data, seed, command, duration: how they were made, in words that let a reader repeat it. metrics: name (with its unit and the split
-    it was measured on) to value. references: papers, one per entry. Empty fields are printed as "not recorded", so that silence is seen.
+    data, seed, command, duration, hardware, code: how they were made, in words that let a reader repeat it. hardware: machine, memory and
+    precision; code: versions and commit. metrics: name (with its unit and the split it was measured on) to value. references: papers, one
+    per entry. Empty fields are printed as "not recorded", so that silence is seen.
     Raises ValueError for an empty title or licence.
     """
 
@@ -41,6 +42,8 @@ class ModelCard:
     seed: str = ""
     command: str = ""
     duration: str = ""
+    hardware: str = ""
+    code: str = ""
     metrics: Mapping[str, float | str] = field(default_factory=dict)
     references: tuple[str, ...] = ()
 
@@ -75,7 +78,9 @@ def _front_matter(card: ModelCard) -> str:
 
 
 def _training(card: ModelCard) -> str:
-    rows = {"data": card.data, "seed": card.seed, "command": f"`{card.command}`" if card.command else "", "duration": card.duration}
+    command = f"`{card.command}`" if card.command else ""
+    rows = {"data": card.data, "seed": card.seed, "command": command}
+    rows |= {"duration": card.duration, "hardware": card.hardware, "code": card.code}
     return "\n".join(f"* **{name}**: {text or _UNRECORDED}" for name, text in rows.items())
 
 

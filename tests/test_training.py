@@ -1,6 +1,5 @@
-"""The training stages on tiny data: they learn, they resume, they leave frozen parts alone."""
+"""The training stages on tiny data: they learn, they leave frozen parts alone, and their randomness belongs to the images."""
 
-import copy
 from dataclasses import replace
 
 import pytest
@@ -9,51 +8,70 @@ import torch
 from torch import nn
 from torch.utils.data import DataLoader
 
+from pathorestore.data.batches import PairBatch, SharpBatch
+from pathorestore.data.synthetic import Simulation, sharp_middle, simulated_at
+from pathorestore.degradations.recipes import Setting
 from pathorestore.diffusion.resshift import ResShift
 from pathorestore.losses import fft_magnitude_l1, prompt_l1, vicreg
 from pathorestore.models.defocus import DefocusEstimator, DefocusEstimatorConfig
 from pathorestore.models.encoders import TinyEncoder, TinyEncoderConfig
+from pathorestore.models.optics_prompt import NoOptics, OpticsPrompt, OpticsPromptConfig
 from pathorestore.models.pdiffusion import PDiffusion, PDiffusionConfig
 from pathorestore.models.pformer import PFormer, PFormerConfig, Restormer, RestormerConfig
 from pathorestore.models.prompts import EdgePrompt, EdgePromptConfig, PathologyPrompt, PathologyPromptConfig, Prompter
-from pathorestore.training.callbacks import ExponentialAverage, StopOnNonFinite, WallClockBudget
 from pathorestore.training.prompt_stages import DefocusStage, EncoderStage, PathologyPromptStage
-from pathorestore.training.restoration_stages import PDiffusionStage, PDiffusionStageConfig, PFormerStage, RestormerStage
-from pathorestore.training.stage import StageConfig, frozen, validation_pairs
+from pathorestore.training.restoration_stages import ChainTraining, PDiffusionStage, PFormerStage, RestormerStage
+from pathorestore.training.schedules import Constant, StepDecay, WarmupCosine
+from pathorestore.training.stage import frozen
 
-CONFIG = StageConfig(margin_px=16, learning_rate=1e-3, warmup=0.0)
+NAMES = ["encoder", "defocus", "pathology", "coarse", "restormer", "fine"]
+SIMULATION = Simulation(ideal_share=0.5, seed=3)
+
+
+def _prompter(optics=None):
+    torch.manual_seed(0)
+    encoder, defocus = TinyEncoder(TinyEncoderConfig.tiny()), DefocusEstimator(DefocusEstimatorConfig.tiny())
+    return Prompter(
+        encoder, defocus, PathologyPrompt(PathologyPromptConfig.tiny()), EdgePrompt(EdgePromptConfig.tiny()), optics or NoOptics()
+    )
+
+
+def _stage(name, **changes):
+    prompter = _prompter()
+    shared = {"simulation": SIMULATION, **changes}
+    if name == "encoder":
+        return EncoderStage(prompter.encoder, view_px=24, **shared)
+    if name == "defocus":
+        return DefocusStage(prompter.defocus, **shared)
+    if name == "pathology":
+        return PathologyPromptStage(prompter.pathology, prompter.encoder, prompter.defocus, **shared)
+    if name == "coarse":
+        return PFormerStage(PFormer(PFormerConfig.tiny()), prompter, fft_weight=0.1, **shared)
+    if name == "restormer":
+        return RestormerStage(Restormer(RestormerConfig.tiny()), prompter, **shared)
+    small = replace(PDiffusionConfig.tiny(), unet=replace(PDiffusionConfig.tiny().unet, mult=(1,)))
+    chain = ChainTraining(repeats=2, fft_weight=0.1, degraded_share=0.5)
+    process = ResShift(kappa=1.0, min_noise=0.1)
+    return PDiffusionStage(PDiffusion(small), process, prompter, PFormer(PFormerConfig.tiny()), chain=chain, guard_px=1.0, **shared)
 
 
 @pytest.fixture
 def crops(nuclei_image):
-    """Sixteen 64 px crops of a nuclei image."""
-    return [nuclei_image[0, :, y : y + 64, x : x + 64] for y in range(0, 64, 16) for x in range(0, 64, 16)]
+    """Sixteen sharp crops of 32 px with margins of 16 px."""
+    cuts = [nuclei_image[0, :, y : y + 64, x : x + 64] for y in range(0, 64, 16) for x in range(0, 64, 16)]
+    return [SharpBatch(cut, torch.tensor(key), torch.tensor(16)) for key, cut in enumerate(cuts)]
 
 
-def _prompter():
-    torch.manual_seed(0)
-    encoder, defocus = TinyEncoder(TinyEncoderConfig.tiny()), DefocusEstimator(DefocusEstimatorConfig.tiny())
-    return Prompter(encoder, defocus, PathologyPrompt(PathologyPromptConfig.tiny()), EdgePrompt(EdgePromptConfig.tiny()))
+def _batch(items):
+    return SharpBatch(*(torch.stack(field) for field in zip(*items, strict=True)))
 
 
-def _stage(name):
-    prompter = _prompter()
-    if name == "encoder":
-        return EncoderStage(prompter.encoder, CONFIG, view_px=24)
-    if name == "defocus":
-        return DefocusStage(prompter.defocus, CONFIG)
-    if name == "pathology":
-        return PathologyPromptStage(prompter.pathology, prompter.encoder, prompter.defocus, CONFIG)
-    if name == "coarse":
-        return PFormerStage(PFormer(PFormerConfig.tiny()), prompter, CONFIG, fft_weight=0.1)
-    if name == "restormer":
-        return RestormerStage(Restormer(RestormerConfig.tiny()), prompter, CONFIG)
-    config = PDiffusionStageConfig(margin_px=16)
-    small = replace(PDiffusionConfig.tiny(), unet=replace(PDiffusionConfig.tiny().unet, mult=(1,)))
-    return PDiffusionStage(PDiffusion(small), ResShift(kappa=1.0, min_noise=0.1), prompter, PFormer(PFormerConfig.tiny()), config)
+def _pairs(crops):
+    made = simulated_at(_batch(crops), 1.6, setting=Setting.ideal())
+    return [PairBatch(*(field[i] for field in made)) for i in range(len(crops))]
 
 
-def _fit(stage, crops, *, steps, callbacks=(), ckpt=None, folder=None):
+def _fit(stage, data, *, steps, folder, callbacks=()):
     trainer = pl.Trainer(
         max_steps=steps,
         accelerator="cpu",
@@ -63,37 +81,81 @@ def _fit(stage, crops, *, steps, callbacks=(), ckpt=None, folder=None):
         enable_model_summary=False,
         callbacks=list(callbacks),
         default_root_dir=folder,
-        limit_val_batches=1,
         val_check_interval=1,
         num_sanity_val_steps=0,
     )
-    trainer.fit(stage, DataLoader(crops, batch_size=4), DataLoader(crops[:2], batch_size=2), ckpt_path=ckpt)
+    trainer.fit(stage, DataLoader(data, batch_size=4), DataLoader(data[:4], batch_size=3))
     return trainer
 
 
-@pytest.mark.parametrize("name", ["encoder", "defocus", "pathology", "coarse", "restormer", "fine"])
-def test_every_stage_trains_and_validates_and_moves_only_what_it_should(name, crops, tmp_path):
+@pytest.mark.parametrize("source", ["sharp", "pairs"])
+@pytest.mark.parametrize("name", NAMES)
+def test_every_stage_trains_and_validates_and_moves_only_what_it_should(name, source, crops, tmp_path):
     stage = _stage(name)
     before = {key: value.clone() for key, value in stage.state_dict().items()}
-    trainer = _fit(stage, crops, steps=2, folder=tmp_path)
+    trainer = _fit(stage, crops if source == "sharp" else _pairs(crops), steps=2, folder=tmp_path)
     moved = {key for key, value in stage.state_dict().items() if not torch.equal(value, before[key])}
     trainable = {key for key, parameter in stage.named_parameters() if parameter.requires_grad}
-    buffers = {key for key, _ in stage.named_buffers()}
+    own_buffers = {key for key, _ in stage.named_buffers() if any(key.startswith(f"{part}.") for part in (*stage.trained, "expander"))}
     assert moved & trainable
-    assert moved <= trainable | {key for key in buffers if not key.startswith("prompter.")}
-    assert all(torch.isfinite(value) for value in trainer.callback_metrics.values())
-    assert any(key.startswith("val_") for key in trainer.callback_metrics)
+    assert moved <= trainable | own_buffers
+    figures = {key: value for key, value in trainer.callback_metrics.items() if key.startswith("val_")}
+    assert figures
+    assert all(torch.isfinite(value) for value in figures.values())
 
 
-def test_a_kept_batch_is_turned_as_one_and_serves_several_steps(crops):
-    stage = _stage("fine")
-    stage.dropout = replace(stage.dropout, reuse=3)
-    sharp, generator = torch.stack(crops[:2]), torch.Generator().manual_seed(0)
-    batch = stage._batch(sharp, generator)
-    kept = stage._kept[0]
-    turns = [kept.turned(which) for which in range(8)]
-    assert any(all(torch.equal(a, b) for a, b in zip(batch, turn, strict=True)) for turn in turns)
-    assert len({tuple(turn.clean.flatten().tolist()) for turn in turns}) == 8
+@pytest.mark.parametrize("name", NAMES)
+def test_what_a_stage_holds_are_the_parts_of_a_restorer(name):
+    stage = _stage(name)
+    assert set(stage.trained) <= set(stage.parts()) <= {"encoder", "defocus", "pathology", "edge", "coarse", "fine", "optics"}
+    held = {id(module) for module in stage.modules()}
+    assert all(id(part) in held for part in stage.parts().values())
+
+
+@pytest.mark.parametrize("name", ["pathology", "coarse", "restormer", "fine"])
+def test_the_loss_of_a_batch_is_the_mean_of_its_shares(name, crops, monkeypatch):
+    """What several processes rely on: an image's randomness follows from its key, not from its place in a batch."""
+    stage = _stage(name)
+    stage.on_train_epoch_start()
+    monkeypatch.setattr(stage, "log", lambda *_args, **_options: None)
+    with torch.no_grad():
+        whole = stage.training_step(_batch(crops[:4]), 0)
+        shares = [stage.training_step(_batch(part), 0) for part in (crops[:2], crops[2:4])]
+    assert torch.allclose(whole, sum(shares) / 2, rtol=1e-5)
+
+
+def test_simulated_images_depend_on_seed_and_key_alone(crops):
+    together = Simulation(ideal_share=0.5, seed=1)(_batch(crops[:6]))
+    alone = Simulation(ideal_share=0.5, seed=1)(_batch(crops[4:5]))
+    for whole, single in zip(together, alone, strict=True):
+        assert torch.equal(whole[4:5], single)
+    other = Simulation(ideal_share=0.5, seed=2)(_batch(crops[4:5]))
+    assert not torch.equal(other.degraded, alone.degraded)
+
+
+def test_pairs_that_were_photographed_are_left_as_they_are(crops):
+    pairs = simulated_at(_batch(crops[:2]), 1.6, setting=Setting.ideal())
+    assert SIMULATION(pairs) is pairs
+
+
+def test_validation_looks_at_the_same_images_every_time(crops):
+    first, second = (simulated_at(_batch(crops[:3]), 0.8, setting=Setting.shifted()) for _ in range(2))
+    assert torch.equal(first.degraded, second.degraded)
+    clean = simulated_at(_batch(crops[:3]), 0.8, setting=Setting.ideal()).clean
+    assert torch.allclose(clean, sharp_middle(_batch(crops[:3])), atol=1 / 255)
+
+
+def test_labels_that_nobody_knows_leave_the_loss(crops, monkeypatch):
+    stage = _stage("defocus")
+    monkeypatch.setattr(stage, "log_dict", lambda *_args, **_options: None)
+    stage.eval()
+    pairs = simulated_at(_batch(crops[:4]), 1.6, setting=Setting.ideal())
+    nobody = torch.full_like(pairs.defocus_um, float("nan"))
+    unknown = pairs._replace(defocus_um=nobody, ctf=nobody)
+    assert float(stage.training_step(unknown, 0).detach()) == 0
+    half = pairs._replace(defocus_um=torch.where(torch.arange(4) < 2, pairs.defocus_um, nobody), ctf=nobody)
+    first_two = PairBatch(*(field[:2] for field in pairs))._replace(ctf=nobody[:2])
+    assert torch.allclose(stage.training_step(half, 0), stage.training_step(first_two, 0), rtol=1e-5)
 
 
 def test_frozen_batch_statistics_do_not_drift(crops, tmp_path):
@@ -112,9 +174,11 @@ def test_the_same_seed_gives_the_same_weights(crops, tmp_path):
     assert torch.equal(*weights)
 
 
-def test_the_p_former_learns_to_restore_one_crop(crops, tmp_path):
-    stage = _stage("coarse")
-    pairs = validation_pairs(crops[0][None], z_um=1.6, margin_px=16)
+@pytest.mark.parametrize("hints", [False, True])
+def test_the_p_former_learns_to_restore_one_crop(hints, crops):
+    optics = OpticsPrompt(OpticsPromptConfig.tiny()) if hints else NoOptics()
+    stage = PFormerStage(PFormer(replace(PFormerConfig.tiny(), hint_channels=optics.channels)), _prompter(optics), simulation=SIMULATION)
+    pairs = simulated_at(_batch(crops[:1]), 1.6, setting=Setting.ideal())
     optimizer = torch.optim.Adam(stage.coarse.parameters(), lr=3e-3)
     losses = []
     for _ in range(60):
@@ -126,57 +190,63 @@ def test_the_p_former_learns_to_restore_one_crop(crops, tmp_path):
     assert losses[-1] < 0.6 * losses[0]
 
 
-def test_the_learning_rate_warms_up_and_follows_a_cosine_of_the_progress():
-    stage = _stage("defocus")
-    stage.config = StageConfig(warmup=0.1, final=0.01)
-    rates = []
-    for progress in (0.05, 0.1, 0.55, 1.0):
-        stage.progress = progress
-        rates.append(stage.rate())
-    assert rates == pytest.approx([0.5, 1.0, 0.505, 0.01], abs=1e-6)
+def test_fine_tuning_moves_only_the_parameters_that_were_named(crops, tmp_path):
+    stage = PFormerStage(PFormer(PFormerConfig.tiny()), _prompter(), train_only=("refinement", "output"), simulation=SIMULATION)
+    before = {key: value.clone() for key, value in stage.coarse.state_dict().items()}
+    _fit(stage, crops, steps=2, folder=tmp_path)
+    moved = {key for key, value in stage.coarse.state_dict().items() if not torch.equal(value, before[key])}
+    assert moved
+    assert all(key.startswith(("refinement", "output")) for key in moved)
+    with pytest.raises(ValueError, match=r"'refinment'.*refinement"):
+        PFormerStage(PFormer(PFormerConfig.tiny()), _prompter(), train_only=("refinment",))
 
 
-def test_the_budget_stops_the_run_and_survives_a_checkpoint(crops, tmp_path):
-    budget = WallClockBudget(minutes=1e-6)
-    trainer = _fit(_stage("defocus"), crops, steps=50, callbacks=[budget], folder=tmp_path)
-    assert trainer.global_step < 4
-    again = WallClockBudget(minutes=5)
-    again.load_state_dict(budget.state_dict())
-    assert again.spent_s == budget.spent_s > 0
-    with pytest.raises(ValueError, match="positive"):
-        WallClockBudget(0)
-
-
-def test_the_average_follows_the_weights_and_swapping_twice_changes_nothing(crops, tmp_path):
-    stage, average = _stage("defocus"), ExponentialAverage(0.5)
-    start = stage.defocus.fc.weight.detach().clone()
-    _fit(stage, crops, steps=3, callbacks=[average], folder=tmp_path)
-    live = stage.defocus.fc.weight.detach().clone()
-    average.swap(stage)
-    averaged = stage.defocus.fc.weight.detach().clone()
-    assert not torch.equal(averaged, live)
-    assert (averaged - start).norm() < (live - start).norm()
-    average.swap(stage)
-    assert torch.equal(stage.defocus.fc.weight, live)
-    other = ExponentialAverage(0.5)
-    other.load_state_dict(copy.deepcopy(average.state_dict()))
-    other.swap(stage)
-    assert torch.equal(stage.defocus.fc.weight, averaged)
-
-
-def test_a_loss_that_is_not_finite_stops_the_run_at_its_step(crops, tmp_path):
-    stage = _stage("defocus")
+def test_an_untrained_fine_stage_of_residuals_predicts_the_coarse_image(crops):
+    stage = _stage("fine")
+    pairs = simulated_at(_batch(crops[:2]), 1.6, setting=Setting.ideal())
+    stage.eval()
     with torch.no_grad():
-        stage.defocus.fc.bias.fill_(float("nan"))
-    with pytest.raises(FloatingPointError, match="step 0"):
-        _fit(stage, crops, steps=2, callbacks=[StopOnNonFinite()], folder=tmp_path)
+        coarse, fine = stage.restore(pairs.degraded, pairs.key)
+    assert torch.allclose(fine, coarse.clamp(0, 1), atol=1e-5) or torch.allclose(fine, coarse, atol=1e-5)
 
 
-def test_step_randomness_depends_on_seed_and_step_alone():
-    first, second = _stage("defocus"), _stage("defocus")
-    assert torch.equal(torch.rand(3, generator=first.step_generator()), torch.rand(3, generator=second.step_generator()))
-    second.config = replace(CONFIG, seed=1)
-    assert not torch.equal(torch.rand(3, generator=first.step_generator()), torch.rand(3, generator=second.step_generator()))
+def test_a_refined_image_does_not_depend_on_its_batch(crops):
+    stage = _stage("fine")
+    for parameter in stage.fine.parameters():
+        nn.init.normal_(parameter, std=0.05)
+    pairs = simulated_at(_batch(crops[:3]), 1.6, setting=Setting.ideal())
+    stage.eval()
+    with torch.no_grad():
+        together = stage.restore(pairs.degraded, pairs.key)[1]
+        alone = stage.restore(pairs.degraded[2:], pairs.key[2:])[1]
+    assert torch.allclose(together[2:], alone, atol=1e-5)
+
+
+def test_predictions_keep_the_size_of_the_image(crops):
+    image = crops[0].sharp[None, :, :37, :51]
+    for name in ("coarse", "fine"):
+        stage = _stage(name).eval()
+        with torch.no_grad():
+            restored = stage.predict_step(SharpBatch(image, torch.tensor([0]), torch.tensor([0])), 0)
+        assert restored.shape == image.shape
+        assert 0 <= float(restored.min()) <= float(restored.max()) <= 1
+
+
+def test_a_cosine_warms_up_and_follows_the_progress():
+    schedule = WarmupCosine(warmup=0.1, final=0.01)
+    assert [schedule.factor(progress) for progress in (0.05, 0.1, 0.55, 1.0)] == pytest.approx([0.5, 1.0, 0.505, 0.01], abs=1e-6)
+
+
+@pytest.mark.parametrize(("schedule", "expected"), [(StepDecay(0.5, "step"), [1, 0.5, 0.25]), (Constant(), [1, 1, 1])])
+def test_schedules_multiply_the_rate_of_the_optimiser(schedule, expected):
+    optimizer = torch.optim.SGD([nn.Parameter(torch.zeros(1))], lr=2.0)
+    scheduler = schedule.attach(optimizer, lambda: 0.0)["scheduler"]
+    rates = []
+    for _ in expected:
+        rates.append(optimizer.param_groups[0]["lr"] / 2.0)
+        optimizer.step()
+        scheduler.step()
+    assert rates == pytest.approx(expected)
 
 
 def test_frozen_parts_have_no_gradients_and_do_not_train():
@@ -185,10 +255,21 @@ def test_frozen_parts_have_no_gradients_and_do_not_train():
     assert not any(parameter.requires_grad for parameter in module.parameters())
 
 
-@pytest.mark.parametrize("change", [{"learning_rate": 0.0}, {"warmup": 1.0}, {"ideal_share": 2.0}, {"margin_px": -1}])
-def test_impossible_stages_are_refused(change):
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda: WarmupCosine(warmup=1.0),
+        lambda: StepDecay(gamma=0.0),
+        lambda: Simulation(ideal_share=2.0),
+        lambda: Simulation(ideal_max_um=0.0),
+        lambda: ChainTraining(repeats=0),
+        lambda: ChainTraining(prompt_dropout=1.5),
+        lambda: DefocusStage(DefocusEstimator(DefocusEstimatorConfig.tiny()), distance_weight=0, ctf_weight=0),
+    ],
+)
+def test_impossible_settings_are_refused(make):
     with pytest.raises(ValueError, match="got"):
-        StageConfig(**change)
+        make()
 
 
 def test_losses_are_zero_for_perfect_results_and_positive_otherwise():

@@ -1,18 +1,18 @@
-"""Sharp crops: an endless, reproducible stream of training crops from a handful of sharp images held in memory."""
+"""Sharp crops: an endless, reproducible stream of training crops from sharp images, to be degraded later."""
 
 import csv
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
 from pathlib import Path
 
-import numpy as np
 import torch
-import torch.nn.functional as F
-from numpy.typing import NDArray
-from torch import Tensor
-from torch.utils.data import Dataset, Sampler
+from torch.utils.data import Dataset
 
-from pathorestore.functional.noise import stream
+from pathorestore.data.batches import SharpBatch
+from pathorestore.data.drawing import CropConfig, Draws, Window
+from pathorestore.data.image_cache import ArrayCache
+from pathorestore.data.image_cache import read_rgb as read_rgb
+from pathorestore.data.manifest import Row
+from pathorestore.data.source_images import area_px, fitting
 from pathorestore.image import from_uint8
 
 _SUFFIXES = {".png", ".jpg", ".jpeg", ".tif", ".tiff", ".bmp"}
@@ -38,81 +38,41 @@ def image_files(folder: Path, *, manifest: Path | None = None) -> list[Path]:
     return files
 
 
-def read_rgb(path: Path) -> NDArray[np.uint8]:
-    """Decode an 8-bit image file to h w 3 uint8. Raises ValueError for other depths, which would be clipped."""
-    from PIL import Image
+class SharpCrops(Dataset[SharpBatch]):
+    """Item `key` is a SharpBatch without its batch axis that depends on (seed, key) alone, whatever the number of workers.
 
-    with Image.open(path) as picture:
-        if picture.mode not in ("RGB", "RGBA", "L", "LA", "P"):
-            raise ValueError(f"{path} has mode {picture.mode}; expected an 8-bit gray, palette or RGB image")
-        return np.array(picture.convert("RGB"))
-
-
-@dataclass(frozen=True, kw_only=True)
-class CropConfig:
-    """How crops are cut. size_px: side of the crop, margins included. augment: random flips and quarter turns.
-
-    zoom: factors by which the source may be resized first, drawn evenly. Below 1 they sharpen soft sources, but a network trained on that
-    takes every soft image for a defocused one; above 1 they stand for oversampled scans, which are soft in focus and must be left so.
+    rows: images without a target; their paths are taken below `folder`. Images are drawn in proportion to their area (after they are
+    brought to `target_mpp`), so that every pixel is equally likely; those too small for a crop are left out. Raises ValueError if none is
+    left, and UnreadableImage, here by what headers say and later for damaged pixels, unless such files are to be skipped.
     """
 
-    size_px: int = 128
-    zoom: tuple[float, ...] = (1.0,)
-    augment: bool = True
-    seed: int = 0
-
-    def __post_init__(self) -> None:
-        if self.size_px < 8 or not self.zoom or not all(0.1 <= factor <= 10 for factor in self.zoom):
-            raise ValueError(f"size_px must be at least 8 and zoom factors in [0.1, 10]; got {self}")
-
-
-class SharpCrops(Dataset[Tensor]):
-    """Item i is a 3 size size crop that depends on (seed, i) alone, whatever the number of workers or the resume point.
-
-    Images are drawn in proportion to their area, so that every pixel is equally likely.
-    """
-
-    def __init__(self, files: Sequence[Path], config: CropConfig):
+    def __init__(self, rows: Sequence[Row], config: CropConfig, *, folder: Path = Path(), seed: int = 0):
         self.config = config
-        self.images = [read_rgb(path) for path in files]
-        self.images = [pixels for pixels in self.images if min(pixels.shape[:2]) >= config.size_px]
-        if not self.images:
-            raise ValueError(f"none of {len(files)} images is as large as size_px={config.size_px}; use a smaller crop")
-        areas = np.array([pixels.shape[0] * pixels.shape[1] for pixels in self.images], dtype=np.float64)
-        self._cumulative = torch.from_numpy(np.cumsum(areas / areas.sum()))
+        self.images = fitting([((folder / row.path,), row) for row in rows], config)
+        self._draws = Draws([area_px(image, config) for image in self.images], config, seed)
+        self._cache = ArrayCache(config.cache_mb)
 
     def __len__(self) -> int:
         return 2**31 - 1
 
-    def __getitem__(self, index: int) -> Tensor:
-        generator = stream(self.config.seed, index)
-        which = int(
-            torch.searchsorted(self._cumulative, torch.rand(1, generator=generator, dtype=torch.float64)).clamp_max(len(self.images) - 1)
-        )
-        pixels, size = self.images[which], self.config.size_px
-        factor = self.config.zoom[int(torch.randint(len(self.config.zoom), (1,), generator=generator))]
-        source = min(round(size / factor), *pixels.shape[:2])
-        top, left = (int(torch.randint(side - source + 1, (1,), generator=generator)) for side in pixels.shape[:2])
-        crop = from_uint8(pixels[top : top + source, left : left + source])
-        if source != size:
-            crop = F.interpolate(crop, size=(size, size), mode="bicubic", antialias=True, align_corners=False).clamp(0, 1)
-        return _dihedral(crop[0], int(torch.randint(8, (1,), generator=generator))) if self.config.augment else crop[0]
+    def __getitem__(self, key: int) -> SharpBatch:
+        return SharpBatch(self._draws(key, self._cut), torch.tensor(key), torch.tensor(self.config.margin_px))
+
+    def _cut(self, which: int, generator: torch.Generator) -> torch.Tensor:
+        image = self.images[which]
+        window = Window.draw(image.size_px, self.config.source_px(image.row.mpp), self.config, generator)
+        (path,) = image.paths
+        return window.cut(self._cache.get(path, lambda: read_rgb(path)))
 
 
-def _dihedral(crop: Tensor, which: int) -> Tensor:
-    """One of the eight flips and quarter turns of a square."""
-    turned = torch.rot90(crop, which % 4, dims=(1, 2))
-    return (turned.flip(2) if which >= 4 else turned).contiguous()
+class WholeSharp(Dataset[SharpBatch]):
+    """Whole sharp images 3 h w without margins, one an item; the key is the row's number among `rows`."""
 
+    def __init__(self, rows: Sequence[Row], *, folder: Path = Path()):
+        self.paths = [folder / row.path for row in rows]
 
-class FromStep(Sampler[int]):
-    """Counts up from `first`, endlessly: a resumed run goes on with the crops that come next."""
+    def __len__(self) -> int:
+        return len(self.paths)
 
-    def __init__(self, first: int = 0):
-        self.first = first
-
-    def __iter__(self) -> Iterator[int]:
-        index = self.first
-        while True:
-            yield index
-            index += 1
+    def __getitem__(self, index: int) -> SharpBatch:
+        return SharpBatch(from_uint8(read_rgb(self.paths[index]))[0], torch.tensor(index), torch.tensor(0))

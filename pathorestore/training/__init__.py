@@ -1,5 +1,65 @@
-"""Training: one LightningModule per stage of MoP. The only room that imports lightning."""
+"""Training: one LightningModule per stage of MoP, data modules, callbacks. The only room that imports lightning.
+
+The public names are loaded when they are first used; configurations name them as `pathorestore.training.PFormerStage` and so on.
+"""
+
+from importlib import import_module
+from typing import TYPE_CHECKING
 
 from pathorestore._torchvision import ensure_torchvision
 
 ensure_torchvision()
+
+if TYPE_CHECKING:
+    from pathorestore.training.datamodules import PairedImages as PairedImages, SharpImages as SharpImages, SlidePatches as SlidePatches
+    from pathorestore.training.parts import (
+        trained_coarse as trained_coarse,
+        trained_defocus as trained_defocus,
+        trained_encoder as trained_encoder,
+        trained_fine as trained_fine,
+        trained_pathology as trained_pathology,
+        trained_prompter as trained_prompter,
+    )
+    from pathorestore.training.prompt_stages import (
+        DefocusStage as DefocusStage,
+        EncoderStage as EncoderStage,
+        PathologyPromptStage as PathologyPromptStage,
+    )
+    from pathorestore.training.restoration_stages import (
+        PDiffusionStage as PDiffusionStage,
+        PFormerStage as PFormerStage,
+        RestormerStage as RestormerStage,
+    )
+    from pathorestore.training.schedules import Constant as Constant, StepDecay as StepDecay, WarmupCosine as WarmupCosine
+
+_HOMES = {
+    "Constant": "schedules",
+    "DefocusStage": "prompt_stages",
+    "EncoderStage": "prompt_stages",
+    "PDiffusionStage": "restoration_stages",
+    "PFormerStage": "restoration_stages",
+    "PairedImages": "datamodules",
+    "PathologyPromptStage": "prompt_stages",
+    "RestormerStage": "restoration_stages",
+    "SharpImages": "datamodules",
+    "SlidePatches": "datamodules",
+    "StepDecay": "schedules",
+    "WarmupCosine": "schedules",
+    "trained_coarse": "parts",
+    "trained_defocus": "parts",
+    "trained_encoder": "parts",
+    "trained_fine": "parts",
+    "trained_pathology": "parts",
+    "trained_prompter": "parts",
+}
+
+__all__ = [*_HOMES]
+
+
+def __getattr__(name: str) -> object:
+    """Import the module that holds a public name, the first time it is asked for (PEP 562)."""
+    if name not in _HOMES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    value: object = getattr(import_module(f"{__name__}.{_HOMES[name]}"), name)
+    globals()[name] = value
+    return value

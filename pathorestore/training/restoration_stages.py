@@ -1,165 +1,323 @@
 """The two restoration stages: P-former (or a Restormer) and P-diffusion."""
 
-from collections import deque
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import NamedTuple, cast
+from typing import cast
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from pytorch_lightning.cli import OptimizerCallable
+from torch import Tensor, nn
 
+from pathorestore.data.batches import PairBatch
+from pathorestore.data.synthetic import Simulation
+from pathorestore.degradations.acquisition import gaussian_blur
 from pathorestore.diffusion.resshift import ResShift
-from pathorestore.functional.noise import NoiseField
+from pathorestore.functional.noise import NoiseField, stream
+from pathorestore.hub import Pretrained
+from pathorestore.image import pad_to, round_up
 from pathorestore.losses import fft_magnitude_l1
 from pathorestore.metrics.fidelity import psnr
+from pathorestore.models.encoders import TinyEncoder
 from pathorestore.models.latent import WorkingSpace
 from pathorestore.models.pdiffusion import PDiffusion
 from pathorestore.models.pformer import PFormer, Restormer
-from pathorestore.models.prompts import Prompter
+from pathorestore.models.prompts import Prompter, Prompts
 from pathorestore.pipelines.refine import DiffusionRefiner, FineSettings
-from pathorestore.training.prompt_stages import VALIDATION_Z_UM
-from pathorestore.training.stage import Stage, StageConfig, frozen, validation_pairs
+from pathorestore.training.pictures import heat_colours
+from pathorestore.training.schedules import Schedule
+from pathorestore.training.stage import VALIDATION_Z_UM, Batch, Stage, frozen
+
+_CHAIN, _NOISE = 4, 5  # salts of the random streams
+_PROMPT_MULTIPLE_PX = 16  # of the encoder's and the edge prompt's grids
+_DISTANCES = tuple(f"{round(1000 * z)}nm" for z in VALIDATION_Z_UM)
+
+
+def prompter_parts(prompter: Prompter) -> dict[str, Pretrained]:
+    """The parts of a prompter by the names they are saved under; an encoder that is not ours is left out."""
+    parts: dict[str, Pretrained] = {"defocus": prompter.defocus, "pathology": prompter.pathology, "edge": prompter.edge}
+    if isinstance(prompter.encoder, TinyEncoder):
+        parts["encoder"] = prompter.encoder
+    if isinstance(prompter.optics, Pretrained):
+        parts["optics"] = prompter.optics
+    return parts
 
 
 class PFormerStage(Stage):
-    """The coarse stage by L1 (plus `fft_weight` times the L1 of Fourier magnitudes), prompts frozen. The paper states no loss."""
+    """The coarse stage by L1 (plus `fft_weight` times the L1 of Fourier magnitudes), prompts frozen. The paper states no loss.
 
-    def __init__(self, coarse: PFormer, prompter: Prompter, config: StageConfig, *, fft_weight: float = 0.0):
-        super().__init__(config)
+    train_only: prefixes of the parameters that learn, such as "refinement" and "output", for fine-tuning on few images; all by default.
+    """
+
+    trained = ("coarse",)
+    figures = (*(f"gain_{name}" for name in _DISTANCES), "gain", "gain_scanner", "gain_pairs")
+
+    def __init__(
+        self,
+        coarse: PFormer,
+        prompter: Prompter,
+        *,
+        fft_weight: float = 0.0,
+        train_only: Sequence[str] = (),
+        optimizer: OptimizerCallable = torch.optim.AdamW,
+        schedule: Schedule | None = None,
+        simulation: Simulation | None = None,
+    ):
+        super().__init__(optimizer=optimizer, schedule=schedule, simulation=simulation)
         self.coarse, self.fft_weight = coarse, fft_weight
         self.prompter = cast(Prompter, frozen(prompter))
+        _keep_training(coarse, train_only)
 
-    def on_train_epoch_start(self) -> None:
-        """Frozen parts stay in evaluation mode."""
-        self.prompter.eval()
+    def parts(self) -> dict[str, Pretrained]:
+        """The coarse stage and the prompts that it was trained with."""
+        return prompter_parts(self.prompter) | {"coarse": self.coarse}
 
     def restore(self, degraded: Tensor) -> Tensor:
         """The coarse image of a degraded batch."""
         with torch.no_grad():
-            prompt = self.prompter(degraded).pathology
-        return self.coarse(degraded, prompt)
+            prompts = self.prompter(degraded)
+        return self.coarse(degraded, self.guide(prompts), prompts.optics)
 
-    def training_step(self, sharp: Tensor, batch_idx: int) -> Tensor:
+    def guide(self, prompts: Prompts) -> Tensor:
+        """The vector that the routers see, b prompt_dim: the restored pathology prompt."""
+        return prompts.pathology
+
+    def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         """L1 against the clean image."""
-        pairs = self.simulate(sharp, self.step_generator())
+        pairs = self.pairs(batch)
         restored = self.restore(pairs.degraded).float()
         loss = F.l1_loss(restored, pairs.clean)
         self.log("train_l1", loss, prog_bar=True)
         return loss + self.fft_weight * fft_magnitude_l1(restored, pairs.clean) if self.fft_weight else loss
 
-    def validation_step(self, sharp: Tensor, batch_idx: int) -> None:
-        """Mean gain in dB over the degraded input at each distance."""
-        for z_um in VALIDATION_Z_UM:
-            pairs = validation_pairs(sharp, z_um=z_um, margin_px=self.config.margin_px)
+    def evaluate(self, batch: Batch) -> None:
+        """Gain in dB over the degraded input: at each distance and over all of them, in the scanner setting, on photographed pairs."""
+        for name, pairs in self.validation_pairs(batch).items():
             gain = psnr(self.restore(pairs.degraded), pairs.clean) - psnr(pairs.degraded, pairs.clean)
-            self.log(f"val_gain_{z_um}um", gain.mean())
-            self.log("val_gain", gain.mean(), prog_bar=True)
+            self.score(f"gain_{name}", gain, progress_bar=name in ("scanner", "pairs"))
+            if name in _DISTANCES:
+                self.score("gain", gain, progress_bar=True)
+
+    def predict_step(self, batch: Batch, batch_idx: int) -> Tensor:
+        """Restored images of degraded ones; images without a partner are taken as degraded."""
+        degraded = batch.degraded if isinstance(batch, PairBatch) else batch.sharp
+        return _at_any_size(degraded, _PROMPT_MULTIPLE_PX, self.restore)
+
+    def pictures(self, batch: Batch) -> dict[str, Tensor]:
+        """Degraded, restored and clean images, and the estimated distance."""
+        pairs = _one_of_each(self.validation_pairs(batch))
+        distance = self.prompter.defocus.heat_map(pairs.degraded)
+        return {
+            "degraded": pairs.degraded,
+            "coarse": self.restore(pairs.degraded).clamp(0, 1),
+            "clean": pairs.clean,
+            "estimated |z|, 0-4 um": heat_colours(distance, top_um=4.0),
+        }
 
 
 class RestormerStage(PFormerStage):
-    """The same stage without prompts, for comparison on equal terms."""
+    """The same stage without routers, for comparison on equal terms; the prompter serves its optics prompt, if it has one."""
 
-    def __init__(self, coarse: Restormer, prompter: Prompter, config: StageConfig, *, fft_weight: float = 0.0):
-        super().__init__(cast(PFormer, coarse), prompter, config, fft_weight=fft_weight)
+    def __init__(
+        self,
+        coarse: Restormer,
+        prompter: Prompter,
+        *,
+        fft_weight: float = 0.0,
+        optimizer: OptimizerCallable = torch.optim.AdamW,
+        schedule: Schedule | None = None,
+        simulation: Simulation | None = None,
+    ):
+        super().__init__(
+            cast(PFormer, coarse), prompter, fft_weight=fft_weight, optimizer=optimizer, schedule=schedule, simulation=simulation
+        )
+
+    def parts(self) -> dict[str, Pretrained]:
+        """The Restormer alone: it is no part of a `MoPRestorer`."""
+        return {"coarse": self.coarse}
 
     def restore(self, degraded: Tensor) -> Tensor:
-        """The coarse image of a degraded batch."""
-        return self.coarse(degraded)
+        """The restored image of a degraded batch."""
+        hints = None
+        if self.coarse.config.hint_channels:
+            with torch.no_grad():
+                hints = self.prompter.optics(degraded, self.prompter.defocus(degraded).defocus_um)
+        return cast(Restormer, self.coarse)(degraded, hints)
 
 
 @dataclass(frozen=True, kw_only=True)
-class PDiffusionStageConfig(StageConfig):
-    """degraded_share: fraction of batches that see the degraded image in place of the coarse one, so that the stage also works alone.
+class ChainTraining:
+    """What P-diffusion learns from.
 
-    prompt_dropout: fraction of images whose pathology prompt is zeroed. reuse: how many steps a simulated batch and its coarse images serve
-    on average, turned and flipped anew each time: the frozen coarse stage costs more than a training step. memory: batches kept for that.
+    degraded_share: fraction of images that see the degraded image in place of the coarse one, so that the stage also works alone.
+    prompt_dropout: fraction whose pathology prompt is zeroed. repeats: how often each simulated image enters a batch, each time turned
+    anew and at another step of the chain: the frozen coarse stage costs more than the training step.
+    fft_weight: of the L1 of Fourier magnitudes of the predicted image, which rewards detail of the right strength wherever it lies.
     """
 
     degraded_share: float = 0.1
     prompt_dropout: float = 0.1
-    reuse: int = 1
-    memory: int = 32
+    repeats: int = 1
+    fft_weight: float = 0.0
 
     def __post_init__(self) -> None:
-        StageConfig.__post_init__(self)
-        if self.reuse < 1 or self.memory < 1:
-            raise ValueError(f"reuse and memory must be at least 1; got {self.reuse} and {self.memory}")
-
-
-class _Triple(NamedTuple):
-    """A simulated batch with its coarse images, each b 3 h w."""
-
-    degraded: Tensor
-    coarse: Tensor
-    clean: Tensor
-
-    def turned(self, which: int) -> "_Triple":
-        """One of the eight flips and quarter turns, the same for all three."""
-        turned = (torch.rot90(image, which % 4, dims=(2, 3)) for image in self)
-        return _Triple(*(image.flip(3) if which >= 4 else image for image in turned))
+        if self.repeats < 1 or self.fft_weight < 0:
+            raise ValueError(f"repeats must be at least 1 and fft_weight at least 0; got {self.repeats} and {self.fft_weight}")
+        if not (0 <= self.degraded_share <= 1 and 0 <= self.prompt_dropout <= 1):
+            raise ValueError(f"degraded_share and prompt_dropout must lie in [0, 1]; got {self.degraded_share} and {self.prompt_dropout}")
 
 
 class PDiffusionStage(Stage):
     """The fine stage: predict the clean state from a noisy one (paper, eq. 5 with w_t = 1); of the rest only the edge prompt learns."""
 
-    def __init__(self, fine: PDiffusion, process: ResShift, prompter: Prompter, coarse: PFormer, config: PDiffusionStageConfig):
-        super().__init__(config)
-        self.fine, self.process, self.dropout = fine, process, config
+    trained = ("fine", "edge")
+    figures = ("cost_db", "detail_coarse", "detail_fine", "detail_ratio")
+
+    def __init__(
+        self,
+        fine: PDiffusion,
+        process: ResShift,
+        prompter: Prompter,
+        coarse: PFormer,
+        *,
+        chain: ChainTraining | None = None,
+        guard_px: float = 0.0,
+        optimizer: OptimizerCallable = torch.optim.AdamW,
+        schedule: Schedule | None = None,
+        simulation: Simulation | None = None,
+    ):
+        super().__init__(optimizer=optimizer, schedule=schedule, simulation=simulation)
+        self.fine, self.chain = fine, chain or ChainTraining()
+        self._settings = FineSettings(process=process, guard_px=guard_px)
         self.prompter = cast(Prompter, frozen(prompter))
         self.prompter.edge.requires_grad_(True)
         self.coarse = cast(PFormer, frozen(coarse))
         self.space: WorkingSpace = fine.own_space()
-        self._kept: deque[_Triple] = deque(maxlen=config.memory)
 
-    def on_train_epoch_start(self) -> None:
-        """Frozen parts stay in evaluation mode."""
-        self.prompter.eval()
-        self.coarse.eval()
+    def parts(self) -> dict[str, Pretrained]:
+        """The whole restorer."""
+        return prompter_parts(self.prompter) | {"coarse": self.coarse, "fine": self.fine}
 
-    def training_step(self, sharp: Tensor, batch_idx: int) -> Tensor:
+    def settings(self) -> FineSettings:
+        """Process and guard."""
+        return self._settings
+
+    def told(self, prompts: Prompts) -> Prompts:
+        """The prompts as the fine stage gets them: all of them."""
+        return prompts
+
+    def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         """Mean squared error of the predicted clean state at a random step of the chain."""
-        generator = self.step_generator()
-        batch = self._batch(sharp, generator)
-        prompts = self.prompter(batch.degraded)
-        keep = (torch.rand(len(sharp), 1, generator=generator) >= self.dropout.prompt_dropout).to(sharp.device, prompts.pathology.dtype)
-        prompts = prompts._replace(pathology=prompts.pathology * keep)
-        alone = float(torch.rand(1, generator=generator)) < self.dropout.degraded_share
-        clean, degraded, coarse = (self.space.encode(image) for image in (batch.clean, batch.degraded, batch.coarse))
-        guess = degraded if alone else coarse
-        t = torch.randint(1, self.process.steps + 1, (len(sharp),), generator=generator).to(sharp.device)
-        field = NoiseField(self.config.seed + self.global_step, tuple((0, i << 16) for i in range(len(sharp))))
-        marginal = self.process.marginal(clean, guess, t)
-        state = marginal.mean + marginal.variance.sqrt() * self.space.noise(field, 0, clean)
-        predicted = self.fine(self.process.scale_input(state, t), t, self.fine.condition(guess, degraded, prompts))
-        loss = F.mse_loss(predicted.float(), clean)
-        self.log("train_mse", loss, prog_bar=True)
+        pairs = self.pairs(batch)
+        with torch.no_grad():
+            coarse = self._coarse_images(pairs.degraded)
+        streams = [stream(self.simulation.seed, _CHAIN, key, again) for again in range(self.chain.repeats) for key in pairs.key.tolist()]
+        turns = [int(torch.randint(8, (), generator=one)) for one in streams]
+        degraded, coarse, clean = (
+            _turned(image.repeat(self.chain.repeats, 1, 1, 1), turns) for image in (pairs.degraded, coarse, pairs.clean)
+        )
+        prompts = self.told(self.prompter(degraded))
+        keep = torch.tensor([float(torch.rand((), generator=one)) >= self.chain.prompt_dropout for one in streams])
+        prompts = prompts._replace(pathology=prompts.pathology * keep[:, None].to(prompts.pathology))
+        alone = torch.tensor([float(torch.rand((), generator=one)) < self.chain.degraded_share for one in streams], device=clean.device)
+        guess = torch.where(alone[:, None, None, None], degraded, coarse)
+        loss = self._chain_loss(clean, guess, degraded, prompts, streams)
+        self.log("train_loss", loss, prog_bar=True)
         return loss
 
-    def _batch(self, sharp: Tensor, generator: torch.Generator) -> _Triple:
-        """A fresh batch every `reuse` steps, one of those kept in between."""
-        if self.global_step % self.dropout.reuse == 0 or not self._kept:
-            pairs = self.simulate(sharp, generator)
-            with torch.no_grad():
-                prompt = self.prompter(pairs.degraded).pathology
-                coarse = self.coarse(pairs.degraded, prompt).float()
-            self._kept.append(_Triple(pairs.degraded, coarse, pairs.clean))
-        which = int(torch.randint(len(self._kept), (1,), generator=generator))
-        batch = self._kept[which] if self.dropout.reuse > 1 else self._kept[-1]
-        return batch.turned(int(torch.randint(8, (1,), generator=generator)))
+    def _chain_loss(self, clean: Tensor, guess: Tensor, degraded: Tensor, prompts: Prompts, streams: list[torch.Generator]) -> Tensor:
+        state, start, seen = (self.space.encode(image) for image in (clean, guess, degraded))
+        process = self._settings.process
+        t = torch.tensor([int(torch.randint(1, process.steps + 1, (), generator=one)) for one in streams], device=clean.device)
+        seeds = [int(torch.randint(2**31, (), generator=one)) for one in streams]
+        noise = torch.cat([self.space.noise(NoiseField(seed), _NOISE, state[i : i + 1]) for i, seed in enumerate(seeds)])
+        marginal = process.marginal(state, start, t)
+        noisy = marginal.mean + marginal.variance.sqrt() * noise
+        predicted = self.fine(process.scale_input(noisy, t), t, self.fine.condition(start, seen, prompts)).float()
+        loss = F.mse_loss(predicted, state)
+        if not self.chain.fft_weight:
+            return loss
+        image = self.space.decode(predicted)
+        if self._settings.guard_px:
+            image = image + gaussian_blur(guess - image, sigma_px=self._settings.guard_px)
+        return loss + self.chain.fft_weight * fft_magnitude_l1(image, clean)
 
-    def validation_step(self, sharp: Tensor, batch_idx: int) -> None:
-        """PSNR of the whole chain against the coarse stage's, and the power of the finest detail relative to the clean image's."""
-        refiner = DiffusionRefiner(self.fine, FineSettings(process=self.process), self.space)
-        for z_um in VALIDATION_Z_UM:
-            pairs = validation_pairs(sharp, z_um=z_um, margin_px=self.config.margin_px)
-            prompts = self.prompter(pairs.degraded)
-            coarse = self.coarse(pairs.degraded, prompts.pathology)
-            fine = refiner(coarse, pairs.degraded, prompts, noise=NoiseField.whole(0, len(sharp)))
-            self.log("val_cost_db", (psnr(coarse, pairs.clean) - psnr(fine, pairs.clean)).mean(), prog_bar=True)
-            for name, image in (("coarse", coarse), ("fine", fine)):
-                self.log(f"val_detail_{name}", _detail(image) / _detail(pairs.clean), prog_bar=True)
+    def _coarse_images(self, degraded: Tensor) -> Tensor:
+        prompts = self.prompter(degraded)
+        return self.coarse(degraded, prompts.pathology, prompts.optics).float()
+
+    def restore(self, degraded: Tensor, key: Tensor) -> tuple[Tensor, Tensor]:
+        """The coarse and the refined images of a degraded batch."""
+        refiner = DiffusionRefiner(self.fine, self._settings, self.space)
+        prompts = self.prompter(degraded)
+        coarse = self._coarse_images(degraded)
+        refined = [
+            refiner(coarse[i : i + 1], degraded[i : i + 1], _row(self.told(prompts), i), noise=NoiseField(int(number)))
+            for i, number in enumerate(key.tolist())
+        ]
+        return coarse, torch.cat(refined)
+
+    def evaluate(self, batch: Batch) -> None:
+        """PSNR that the chain costs against the coarse stage, and the power of the finest detail relative to the clean image's."""
+        for name, pairs in self.validation_pairs(batch).items():
+            if name == "scanner":
+                continue
+            coarse, fine = self.restore(pairs.degraded, pairs.key)
+            self.score("cost_db", psnr(coarse, pairs.clean) - psnr(fine, pairs.clean), progress_bar=True)
+            clean, before, after = (_detail(image) for image in (pairs.clean, coarse, fine))
+            self.score("detail_coarse", before / clean)
+            self.score("detail_fine", after / clean, progress_bar=True)
+            self.score("detail_ratio", (after - clean).abs() / (before - clean).abs().clamp_min(1e-9))
+
+    def predict_step(self, batch: Batch, batch_idx: int) -> Tensor:
+        """Refined images of degraded ones; images without a partner are taken as degraded."""
+        degraded = batch.degraded if isinstance(batch, PairBatch) else batch.sharp
+        return _at_any_size(degraded, self.fine.multiple_px, lambda padded: self.restore(padded, batch.key)[1])
+
+    def pictures(self, batch: Batch) -> dict[str, Tensor]:
+        """Degraded, coarse, refined and clean images."""
+        pairs = _one_of_each(self.validation_pairs(batch))
+        coarse, fine = self.restore(pairs.degraded, pairs.key)
+        return {"degraded": pairs.degraded, "coarse": coarse.clamp(0, 1), "two-stage": fine.clamp(0, 1), "clean": pairs.clean}
+
+
+def _at_any_size(degraded: Tensor, multiple_px: int, restore: Callable[[Tensor], Tensor]) -> Tensor:
+    """Restore images b 3 h w whose sides need not be multiples of anything; clamped to [0, 1]."""
+    height, width = degraded.shape[-2:]
+    padded = pad_to(degraded, round_up(height, multiple_px), round_up(width, multiple_px))
+    return restore(padded)[..., :height, :width].clamp(0, 1)
+
+
+def _keep_training(module: nn.Module, prefixes: Sequence[str]) -> None:
+    """Freeze all parameters but those whose names begin with one of the prefixes. Raises ValueError for a prefix that names nothing."""
+    names = [name for name, _ in module.named_parameters()]
+    for prefix in prefixes:
+        if not any(name.startswith(prefix) for name in names):
+            known = sorted({name.split(".")[0] for name in names})
+            raise ValueError(f"train_only names {prefix!r}, which is the beginning of no parameter; expected one of {', '.join(known)}")
+    if prefixes:
+        for name, parameter in module.named_parameters():
+            parameter.requires_grad_(name.startswith(tuple(prefixes)))
+
+
+def _turned(images: Tensor, turns: list[int]) -> Tensor:
+    """Each image b c s s under one of the eight flips and quarter turns."""
+    rows = [torch.rot90(image, which % 4, dims=(1, 2)) for image, which in zip(images, turns, strict=True)]
+    return torch.stack([row.flip(2) if which >= 4 else row for row, which in zip(rows, turns, strict=True)])
+
+
+def _row(prompts: Prompts, i: int) -> Prompts:
+    return Prompts(*(field[i : i + 1] for field in prompts))
+
+
+def _one_of_each(pairs: dict[str, PairBatch]) -> PairBatch:
+    """As many images as the batch has, taken from all the distances in turn."""
+    batches = list(pairs.values())
+    rows = [(batches[i % len(batches)], i) for i in range(len(batches[0].key))]
+    return PairBatch(*(torch.cat([getattr(batch, name)[i : i + 1] for batch, i in rows]) for name in PairBatch._fields))
 
 
 def _detail(image: Tensor) -> Tensor:
-    """Mean squared difference of neighbouring pixels: the contrast of the co-occurrence texture, for a whole image."""
-    return image.clamp(0, 1).diff(dim=-1).square().mean() + image.clamp(0, 1).diff(dim=-2).square().mean()
+    """Mean squared difference of neighbouring pixels of each image, b: the contrast of the co-occurrence texture, for a whole image."""
+    shown = image.clamp(0, 1)
+    return shown.diff(dim=-1).square().mean(dim=(1, 2, 3)) + shown.diff(dim=-2).square().mean(dim=(1, 2, 3))

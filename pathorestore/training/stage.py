@@ -1,79 +1,108 @@
-"""What the five stages share: the optimiser with its schedule, simulated pairs, and frozen parts."""
+"""What the stages share: optimiser and schedule, pairs to learn from, figures that add up over processes, and what a checkpoint says."""
 
-from dataclasses import dataclass, replace
-from typing import Any
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any, cast
 
 import pytorch_lightning as pl
 import torch
+from pytorch_lightning.cli import OptimizerCallable
 from torch import Tensor, nn
+from torchmetrics import MeanMetric
 
-from pathorestore.degradations.optical import Degraded, degrade
+from pathorestore.data.batches import PairBatch, SharpBatch
+from pathorestore.data.synthetic import Simulation, simulated_at
 from pathorestore.degradations.recipes import Setting
 from pathorestore.functional.noise import stream
+from pathorestore.hub import Pretrained
+from pathorestore.pipelines.refine import FineSettings
+from pathorestore.training.export import describe
+from pathorestore.training.schedules import Schedule, WarmupCosine
 
-
-@dataclass(frozen=True, kw_only=True)
-class StageConfig:
-    """Optimisation and simulation of a stage.
-
-    learning_rate: peak, reached after `warmup` (fraction of the run), then cosine to `final` times it. weight_decay: of AdamW.
-    ideal_share: fraction of batches simulated with `Setting.ideal()` up to `ideal_max_um`, the rest with `Setting.scanner()`.
-    margin_px: rim of every crop that is cut off after blurring.
-    """
-
-    learning_rate: float = 1e-3
-    warmup: float = 0.03
-    final: float = 0.01
-    weight_decay: float = 1e-4
-    ideal_share: float = 0.8
-    ideal_max_um: float = 4.0
-    margin_px: int = 32
-    seed: int = 0
-
-    def __post_init__(self) -> None:
-        if self.learning_rate <= 0 or not 0 <= self.warmup < 1 or not 0 <= self.final <= 1:
-            raise ValueError(f"learning_rate must be positive, warmup in [0, 1) and final in [0, 1]; got {self}")
-        if not 0 <= self.ideal_share <= 1 or self.margin_px < 0:
-            raise ValueError(f"ideal_share must be in [0, 1] and margin_px at least 0; got {self}")
+VALIDATION_Z_UM = (0.8, 1.6, 2.4, 3.2)
+Batch = SharpBatch | PairBatch
 
 
 class Stage(pl.LightningModule):
-    """A training stage: wraps the module that inference uses. Batches are sharp crops b 3 s s, margins included.
+    """A training stage: wraps the modules that inference uses. Batches are sharp crops, which are degraded here, or pairs as photographed.
 
-    `progress` in [0, 1] drives the learning rate; a budget callback sets it.
+    optimizer: called with the trained parameters. schedule: of the learning rate. simulation: what sharp crops go through.
+    All randomness of an image follows from the simulation's seed and the image's key, so that results depend on neither the number of
+    processes nor on where a run was interrupted. `progress` in [0, 1] is set by `WallClockBudget`.
     """
 
-    def __init__(self, config: StageConfig):
+    trained: tuple[str, ...] = ()
+    figures: tuple[str, ...] = ()
+
+    def __init__(
+        self, *, optimizer: OptimizerCallable = torch.optim.AdamW, schedule: Schedule | None = None, simulation: Simulation | None = None
+    ):
         super().__init__()
-        self.config = config
+        self.optimizer = optimizer
+        self.schedule: Schedule = schedule or WarmupCosine()
+        self.simulation = simulation or Simulation()
         self.progress = 0.0
+        self._scores = nn.ModuleDict({name: MeanMetric() for name in self.figures})
 
-    def step_generator(self) -> torch.Generator:
-        """Randomness of the current step: depends on the seed and the step alone, whenever it is reached."""
-        return stream(self.config.seed, self.global_step)
+    def parts(self) -> dict[str, Pretrained]:
+        """The parts of the restorer that this stage holds, trained and frozen, by the names they are saved under."""
+        raise NotImplementedError
 
-    def simulate(self, sharp: Tensor, generator: torch.Generator) -> Degraded:
-        """Degrade a batch by one of the training settings; margins are cut from all outputs."""
-        ideal = float(torch.rand(1, generator=generator)) < self.config.ideal_share
-        setting = replace(Setting.ideal(), max_defocus_um=self.config.ideal_max_um) if ideal else Setting.scanner()
-        # optics in bfloat16 would be other optics
-        with torch.autocast(sharp.device.type, enabled=False):
-            return degrade(sharp, None, setting=setting, generator=generator, margin_px=self.config.margin_px)
+    def settings(self) -> FineSettings | None:
+        """What the fine stage is beside its network, where there is one."""
+        return None
+
+    def pictures(self, batch: Batch) -> dict[str, Tensor]:
+        """Named images b 3 h w in [0, 1] to look at, one column a name; none by default."""
+        del batch
+        return {}
+
+    def pairs(self, batch: Batch) -> PairBatch:
+        """Degraded and clean images of a training batch."""
+        return self.simulation(batch)
+
+    def streams(self, key: Tensor, *, salt: int) -> list[torch.Generator]:
+        """One generator per image, by its key; salt keeps the uses apart."""
+        return [stream(self.simulation.seed, salt, number) for number in key.tolist()]
+
+    def validation_pairs(self, batch: Batch, z_um: Iterable[float] = VALIDATION_Z_UM) -> dict[str, PairBatch]:
+        """What validation looks at, by the name its figure gets: simulated distances and settings, or the pairs as they are."""
+        if isinstance(batch, PairBatch):
+            return {"pairs": batch}
+        made = {f"{round(1000 * z)}nm": simulated_at(batch, z, setting=Setting.ideal()) for z in z_um}
+        return made | {"scanner": Simulation(ideal_share=0.0, seed=self.simulation.seed + 1)(batch)}
+
+    def score(self, name: str, values: Tensor, *, weights: Tensor | float = 1.0, progress_bar: bool = False) -> None:
+        """Add one value an image to a validation figure, a weighted mean; processes and batches of any size add up exactly."""
+        metric = cast(MeanMetric, self._scores[name])
+        metric.update(values.detach().float(), weights)
+        prefix = "test" if self.trainer.testing else "val"
+        self.log(f"{prefix}_{name}", metric, on_step=False, on_epoch=True, prog_bar=progress_bar, metric_attribute=f"_scores.{name}")
+
+    def evaluate(self, batch: Batch) -> None:
+        """Score a validation batch."""
+        raise NotImplementedError
+
+    def validation_step(self, batch: Batch, batch_idx: int) -> None:
+        self.evaluate(batch)
+
+    def test_step(self, batch: Batch, batch_idx: int) -> None:
+        self.evaluate(batch)
+
+    def on_train_epoch_start(self) -> None:
+        """Frozen parts stay in evaluation mode: batch statistics must not drift."""
+        for module in self.children():
+            if not any(parameter.requires_grad for parameter in module.parameters()):
+                module.eval()
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Say what the checkpoint holds, for `export`."""
+        checkpoint["pathorestore"] = describe(self)
 
     def configure_optimizers(self) -> Any:
-        """AdamW under a warm-up and a cosine of `progress`."""
+        """The optimiser over what is trained, under the schedule."""
         parameters = [parameter for parameter in self.parameters() if parameter.requires_grad]
-        optimizer = torch.optim.AdamW(parameters, lr=self.config.learning_rate, weight_decay=self.config.weight_decay, betas=(0.9, 0.999))
-        scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda _: self.rate())
-        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
-
-    def rate(self) -> float:
-        """The learning rate's current factor in [0, 1]."""
-        warmup, final = self.config.warmup, self.config.final
-        if self.progress < warmup:
-            return max(self.progress, 1e-3) / warmup
-        cosine = torch.cos(torch.tensor(torch.pi * (self.progress - warmup) / (1 - warmup))).item()
-        return final + (1 - final) * 0.5 * (1 + cosine)
+        optimizer = self.optimizer(parameters)
+        return {"optimizer": optimizer, "lr_scheduler": self.schedule.attach(optimizer, lambda: self.progress)}
 
 
 def frozen(module: nn.Module) -> nn.Module:
@@ -81,8 +110,6 @@ def frozen(module: nn.Module) -> nn.Module:
     return module.eval().requires_grad_(False)
 
 
-def validation_pairs(sharp: Tensor, *, z_um: float, margin_px: int) -> Degraded:
-    """The validation setting: ideal optics at one distance, the same noise every time."""
-    z, generator = torch.full((len(sharp),), z_um), stream(round(1000 * z_um))
-    with torch.autocast(sharp.device.type, enabled=False):
-        return degrade(sharp, z, setting=Setting.ideal(), generator=generator, margin_px=margin_px)
+def each(images: Tensor, generators: Sequence[torch.Generator], change: Callable[..., Tensor]) -> Tensor:
+    """Apply a random change to every image b 3 h w with a generator of its own."""
+    return torch.cat([change(images[i : i + 1], generator=generator) for i, generator in enumerate(generators)])

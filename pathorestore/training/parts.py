@@ -1,0 +1,92 @@
+"""Parts trained by earlier stages, for configurations to name: read from a folder of parts or from the embedded weights."""
+
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, TypeVar, cast
+
+from torch import nn
+
+from pathorestore.hub import Pretrained
+from pathorestore.models.defocus import DefocusEstimator
+from pathorestore.models.encoders import PathologyEncoder, TinyEncoder
+from pathorestore.models.optics_prompt import NoOptics, OpticsPrompt
+from pathorestore.models.pdiffusion import PDiffusion
+from pathorestore.models.pformer import PFormer
+from pathorestore.models.prompts import EdgePrompt, EdgePromptConfig, PathologyPrompt, Prompter
+from pathorestore.pipelines.mop import default_folder
+
+P = TypeVar("P", bound=Pretrained)
+Folder = str | os.PathLike[str]
+EMBEDDED = "embedded"
+_STAGES: Mapping[str, str] = {
+    "encoder": "encoder",
+    "defocus": "defocus",
+    "pathology": "pathology",
+    "edge": "pdiffusion",
+    "coarse": "pformer",
+    "fine": "pdiffusion",
+}
+
+
+def trained_encoder(folder: Folder = EMBEDDED) -> TinyEncoder:
+    """The pathology encoder of a folder of parts; "embedded" names the weights that ship with the package."""
+    return _part(TinyEncoder, folder, "encoder")
+
+
+def trained_defocus(folder: Folder = EMBEDDED) -> DefocusEstimator:
+    """The defocus estimator of a folder of parts."""
+    return _part(DefocusEstimator, folder, "defocus")
+
+
+def trained_pathology(folder: Folder = EMBEDDED) -> PathologyPrompt:
+    """The pathology prompt of a folder of parts, to train it further."""
+    return _part(PathologyPrompt, folder, "pathology")
+
+
+def trained_coarse(folder: Folder = EMBEDDED) -> PFormer:
+    """The coarse stage of a folder of parts: to fine-tune it, or as what the fine stage starts from."""
+    return _part(PFormer, folder, "coarse")
+
+
+def trained_fine(folder: Folder = EMBEDDED) -> PDiffusion:
+    """The fine stage of a folder of parts, to train it further."""
+    return _part(PDiffusion, folder, "fine")
+
+
+def trained_prompter(
+    folder: Folder = EMBEDDED,
+    *,
+    encoder: nn.Module | None = None,
+    edge: EdgePromptConfig | None = None,
+    optics: OpticsPrompt | None = None,
+) -> Prompter:
+    """The prompts of a folder of parts.
+
+    encoder: a `PathologyEncoder` instead of the folder's, for foundation models, which are never copied there. edge: sizes of a fresh edge prompt where the
+    folder holds none yet; it learns with the fine stage. optics: an optics prompt in place of the folder's own, if it has one.
+    """
+    root = _root(folder)
+    defocus = trained_defocus(folder)
+    if (root / "edge" / "config.json").exists():
+        edge_prompt = _part(EdgePrompt, folder, "edge")
+    else:
+        edge_prompt = EdgePrompt(edge or EdgePromptConfig(defocus_dim=defocus.dim))
+    if optics is None and (root / "optics" / "config.json").exists():
+        optics = OpticsPrompt.from_pretrained(root / "optics")
+    chosen = cast(PathologyEncoder, encoder or trained_encoder(folder))
+    return Prompter(chosen, defocus, trained_pathology(folder), edge_prompt, optics or NoOptics())
+
+
+def _root(folder: Folder) -> Path:
+    return default_folder() if str(folder) == EMBEDDED else Path(folder)
+
+
+def _part(cls: type[P], folder: Folder, name: str) -> P:
+    home = _root(folder) / name
+    if not (home / "config.json").exists():
+        raise FileNotFoundError(
+            f"{home} holds no trained {name}; train it first (pathorestore fit --config {_STAGES[name]}_tiny), export it to that folder "
+            f"(pathorestore export CHECKPOINT -o {folder}), or name another folder; '{EMBEDDED}' is the weights of the package"
+        )
+    return cast(P, cast(Any, cls).from_pretrained(home).train())

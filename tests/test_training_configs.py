@@ -1,0 +1,88 @@
+"""The configurations that ship with the package: they parse, and they say what the presets and the papers say."""
+
+from dataclasses import asdict
+from pathlib import Path
+
+import pytest
+import yaml
+
+from pathorestore import DefocusEstimatorConfig, PathologyPromptConfig, PDiffusionConfig, PFormerConfig, TinyEncoderConfig
+from pathorestore.training.cli import config_names, config_path, with_files
+
+STAGES = {
+    "encoder": (TinyEncoderConfig, "encoder"),
+    "defocus": (DefocusEstimatorConfig, "defocus"),
+    "pathology": (PathologyPromptConfig, "pathology"),
+    "pformer": (PFormerConfig, "coarse"),
+    "pdiffusion": (PDiffusionConfig, "fine"),
+}
+
+
+def _read(name):
+    return yaml.safe_load(Path(config_path(name)).read_text())
+
+
+def _within(given, preset, where=""):
+    """Every value that a configuration gives is the preset's."""
+    for key, value in given.items():
+        expected = preset[key]
+        if isinstance(value, dict):
+            _within(value, expected, f"{where}.{key}")
+        else:
+            assert (tuple(value) if isinstance(value, list) else value) == expected, f"{where}.{key}"
+
+
+def test_every_stage_has_a_tiny_a_base_and_a_paper_configuration():
+    assert set(config_names()) >= {f"{stage}_{preset}" for stage in STAGES for preset in ("tiny", "base", "paper")}
+
+
+@pytest.mark.parametrize("preset", ["tiny", "base", "paper"])
+@pytest.mark.parametrize("stage", STAGES)
+def test_the_sizes_in_a_configuration_are_those_of_the_preset(stage, preset):
+    config_class, part = STAGES[stage]
+    given = _read(f"{stage}_{preset}")["model"]["init_args"][part]["init_args"]["config"]
+    expected = asdict(getattr(config_class, preset)())
+    if stage == "defocus" and preset != "paper":
+        assert given.pop("signed") is False  # what ships is unsigned, the preset as the paper has it
+    _within(given, expected, f"{stage}_{preset}")
+
+
+# mop.md, section 7: the paper and, where it is silent, the code that it builds on
+PAPER = {
+    "defocus_paper": {"lr": 1e-4, "batch": 16, "gamma": 0.95, "epochs": 100},
+    "pathology_paper": {"lr": 1e-4, "batch": 16, "gamma": 0.98, "epochs": 500},
+    "pformer_paper": {"lr": 1e-4, "batch": 8, "gamma": 0.98, "epochs": 300},
+    "pdiffusion_paper": {"lr": 5e-5, "batch": 8, "gamma": None, "epochs": None},
+}
+
+
+@pytest.mark.parametrize("name", PAPER)
+def test_the_paper_configurations_train_as_the_paper_says(name):
+    config = _read(name)
+    model, data = config["model"]["init_args"], config["data"]["init_args"]
+    found = {
+        "lr": model["optimizer"]["init_args"]["lr"],
+        "batch": data["batch_size"],
+        "gamma": model["schedule"]["init_args"].get("gamma"),
+        "epochs": config["trainer"].get("max_epochs"),
+    }
+    assert found == PAPER[name]
+    assert model["optimizer"]["class_path"] == "torch.optim.Adam"
+    assert data["crops"]["crop_px"] == 256
+
+
+def test_p_diffusion_warms_up_for_ten_thousand_steps_of_a_hundred_thousand():
+    config = _read("pdiffusion_paper")
+    schedule, steps = config["model"]["init_args"]["schedule"]["init_args"], config["trainer"]["max_steps"]
+    rate = config["model"]["init_args"]["optimizer"]["init_args"]["lr"]
+    assert steps == 100_000
+    assert schedule["warmup"] * steps == pytest.approx(10_000)
+    assert schedule["final"] * rate == pytest.approx(2e-5)
+
+
+def test_a_name_that_is_neither_file_nor_configuration_is_answered_with_the_names(tmp_path):
+    own = tmp_path / "mine.yaml"
+    own.write_text("{}")
+    assert with_files(["fit", "--config", str(own), "--config=pformer_tiny"])[2:] == [str(own), f"--config={config_path('pformer_tiny')}"]
+    with pytest.raises(ValueError, match="pformer_tiny"):
+        config_path("pformer_huge")
