@@ -15,6 +15,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from pathorestore.cli_data import fill_data, run_data
 from pathorestore.version import __version__
 
 if TYPE_CHECKING:
@@ -23,7 +24,7 @@ if TYPE_CHECKING:
     from pathorestore.pipelines.batch import Existing, FileResult
 
 _PROGRAM = "pathorestore"
-_PLACES = {"inputs": "INPUT", "sharp": "SHARP", "output": "-o/--output"}
+_PLACES = {"inputs": "INPUT", "sharp": "SHARP", "folder": "FOLDER", "manifest": "MANIFEST", "output": "-o/--output"}
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -36,12 +37,16 @@ def main(argv: Sequence[str] | None = None) -> int:
     if not words:
         return _fail(f"name a command: {', '.join(_COMMANDS)}; see {_PROGRAM} --help", 2)
     try:
+        if words[0] in _TRAINING:
+            from pathorestore.training.cli import run
+
+            return run(words)
         arguments = _parser().parse_args(words)
         return _COMMANDS[arguments.command](arguments[arguments.command])
     except SystemExit as stop:  # --help and --version
         return int(stop.code or 0)
     except ArgumentError as error:
-        known = [word for word in words[:1] if word in _COMMANDS]
+        known = [word for word in words[:1] if word in _COMMANDS or word in _TRAINING]
         return _fail(f"{_plain(str(error))}; see {' '.join([_PROGRAM, *known])} --help", 2)
     except KeyboardInterrupt:
         return _fail("interrupted", 130)
@@ -166,7 +171,33 @@ def _simulate(arguments: "Namespace") -> int:
     return 0
 
 
-_COMMANDS: dict[str, Callable[["Namespace"], int]] = {"restore": _restore, "demo": _demo, "info": _info, "simulate": _simulate}
+def _export(arguments: "Namespace") -> int:
+    from pathorestore.training.export import export
+
+    exported = export(Path(arguments.checkpoint), Path(arguments.output), dtype=arguments.dtype, overwrite=arguments.overwrite)
+    print(f"{exported.kind}  {exported.folder}\nparts   {', '.join(exported.parts)}")
+    return 0
+
+
+def _data(arguments: "Namespace") -> int:
+    return run_data(arguments, _bar("row", quiet=False))
+
+
+_COMMANDS: dict[str, Callable[["Namespace"], int]] = {
+    "restore": _restore,
+    "demo": _demo,
+    "info": _info,
+    "simulate": _simulate,
+    "export": _export,
+    "data": _data,
+}
+# LightningCLI parses these itself
+_TRAINING = {
+    "fit": "train one stage: --config NAME_OR_FILE, such as pformer_tiny",
+    "validate": "the validation figures of a checkpoint",
+    "test": "the same on the test split",
+    "predict": "restore the images of the test split with a stage",
+}
 
 
 def _show(result: "FileResult", arguments: "Namespace") -> None:
@@ -234,7 +265,8 @@ def _termination_as_interruption() -> Iterator[None]:
 
 def _plain(message: str) -> str:
     """An error of the argument parser in the words of the command line, on one line."""
-    message = re.sub(r"\b(?:restore|demo|info|simulate)\.(\w+)", lambda match: _PLACES.get(match[1], f"--{match[1]}"), message)
+    commands = r"\b(?:restore|demo|info|simulate|data\.make|data\.check)\.(\w+)"
+    message = re.sub(commands, lambda match: _PLACES.get(match[1], f"--{match[1]}"), message)
     message = re.sub(r'Parser key "(\w+)"(?: element (\d+))?:', lambda match: f"--{match[1].replace('_', '-')}:", message)
     message = re.sub(r"<class '(\w+)'>", r"\1", message)
     return " ".join(message.split())
@@ -253,9 +285,11 @@ def _parser() -> "ArgumentParser":
     commands = parser.add_subcommands(required=True, dest="command")
     for name, (fill, summary) in _FILLERS.items():
         command = ArgumentParser(description=summary, exit_on_error=False, allow_abbrev=False)
-        fill(command)
-        command.add_argument("--verbose", action="store_true", help="print the traceback of an error that nobody foresaw")
         commands.add_subcommand(name, command, help=summary)
+        fill(command)  # only now, for it may add commands of its own, and these must come after
+        command.add_argument("--verbose", action="store_true", help="print the traceback of an error that nobody foresaw")
+    for name, summary in _TRAINING.items():
+        commands.add_subcommand(name, ArgumentParser(exit_on_error=False), help=summary)
     return parser
 
 
@@ -309,9 +343,18 @@ def _fill_max_pixels(command: "ArgumentParser") -> None:
     command.add_argument("--max-pixels", type=int, default=178_956_970, help="refuse images with more pixels than this")
 
 
+def _fill_export(command: "ArgumentParser") -> None:
+    command.add_argument("checkpoint", type=str, metavar="CKPT", help="checkpoint of a run, such as runs/pformer/checkpoints/last.ckpt")
+    command.add_argument("-o", "--output", required=True, type=str, help="folder for the weights; `restore --model` takes it")
+    command.add_argument("--dtype", choices=("fp32", "fp16"), default="fp32", help="number format of the stored weights")
+    command.add_argument("--overwrite", action="store_true", help="replace a folder that exists")
+
+
 _FILLERS: dict[str, tuple[Callable[["ArgumentParser"], None], str]] = {
     "restore": (_fill_restore, "restore image files"),
     "demo": (_fill_demo, "defocus a real histology image, restore it, print figures, draw a picture"),
     "info": (_fill_info, "show versions, devices, models and licences, or how a file was made"),
     "simulate": (_fill_simulate, "turn a sharp image into a focal stack with exact labels"),
+    "export": (_fill_export, "turn a training checkpoint into a model folder"),
+    "data": (fill_data, "make and check the manifest that training reads"),
 }
