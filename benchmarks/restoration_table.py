@@ -17,7 +17,7 @@ import time
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from simulated_defocus import DEGRADED, UNSHARP, WIENER, Method, Row, Study, measure, tune
@@ -25,6 +25,7 @@ from torch import Tensor
 
 from pathorestore.data.sharp_crops import image_files
 from pathorestore.degradations.recipes import Setting
+from pathorestore.metrics.statistics import Interval, bootstrap_interval
 from pathorestore.pipelines.image_file import read_image_file
 from pathorestore.pipelines.mop import MoPRestorer, load_default
 from pathorestore.pipelines.refine import KeepCoarse
@@ -33,6 +34,7 @@ from pathorestore.pipelines.tiled import TiledRestorer
 from pathorestore.version import __version__
 
 COARSE, TWO_STAGE = "coarse", "two-stage"
+_DRAWS = 5000
 SETTINGS = {"ideal": Setting.ideal, "scanner": Setting.scanner, "shifted": Setting.shifted}
 
 
@@ -52,24 +54,6 @@ class Folder:
             yield path.name, image[..., top : top + self.crop_px, left : left + self.crop_px]
 
 
-class Interval(NamedTuple):
-    """A mean and its 95 % bootstrap interval."""
-
-    mean: float
-    low: float
-    high: float
-
-    def __str__(self) -> str:
-        return f"{self.mean:+.2f} [{self.low:+.2f}, {self.high:+.2f}]"
-
-
-def bootstrap(values: Tensor, *, draws: int = 5000) -> Interval:
-    """The mean of values n over images, and the 2.5 and 97.5 % quantiles of the means of images drawn with replacement."""
-    chosen = torch.randint(len(values), (draws, len(values)), generator=torch.Generator().manual_seed(0))
-    low, high = values[chosen].mean(dim=1).quantile(torch.tensor([0.025, 0.975], dtype=values.dtype)).tolist()
-    return Interval(values.mean().item(), low, high)
-
-
 class Results:
     """Rows as arrays: images down, distances across."""
 
@@ -87,7 +71,7 @@ class Results:
         difference = self.values(measure, method) - self.values(measure, over)
         difference = difference[difference.isfinite().all(dim=1)]
         columns = [*difference.T, difference.mean(dim=1)]
-        return [bootstrap(column) if len(column) else Interval(math.nan, math.nan, math.nan) for column in columns]
+        return [bootstrap_interval(column, draws=_DRAWS) for column in columns]
 
     def means(self, measure: str, method: str) -> list[float]:
         """Mean over images at each distance, and last the mean of those; NaN left out."""
@@ -118,7 +102,7 @@ def _fidelity(results: Results) -> str:
     means = {method: results.means("psnr_db", method) for method in results.methods}
 
     def cell(method: str, index: int) -> str:
-        return f"{means[method][index]:.2f}" + ("" if method == DEGRADED else f" ({gains[method][index]})")
+        return f"{means[method][index]:.2f}" + ("" if method == DEGRADED else f" ({gains[method][index]:+.2f})")
 
     rows = [[cell(method, index) for method in results.methods] for index in range(len(results.z_um) + 1)]
     return _lines("PSNR in dB (gain over the degraded image, its 95 % interval over images)", results.methods, rows, results.z_um)
@@ -135,12 +119,12 @@ def _sentences(results: Results) -> Iterator[str]:
         *over_mask, mean = results.gain(COARSE, UNSHARP)
         behind = [f"{z:g}" for z, gain in zip(results.z_um, over_mask, strict=True) if gain.mean <= 0]
         where = f"not at z = {', '.join(behind)} um" if behind else "at every z"
-        yield f"Coarse over the degraded image: {results.gain(COARSE, DEGRADED)[-1]} dB."
-        yield f"Coarse over the unsharp mask: {mean} dB; above it {where}."
+        yield f"Coarse over the degraded image: {results.gain(COARSE, DEGRADED)[-1]:+.2f} dB."
+        yield f"Coarse over the unsharp mask: {mean:+.2f} dB; above it {where}."
     if TWO_STAGE in results.methods:
         texture = results.gain(TWO_STAGE, COARSE, "l1_texture")[-1]
         cost = results.gain(TWO_STAGE, COARSE)[-1]
-        yield f"Two-stage against coarse: L1_texture {texture} (negative is closer to the clean image), PSNR {cost} dB."
+        yield f"Two-stage against coarse: L1_texture {texture:+.2f} (negative is closer to the clean image), PSNR {cost:+.2f} dB."
     images = {row.image: row.nuclei for row in results.rows}
     without = sum(count == 0 for count in images.values())
     yield f"{len(images)} images with {sum(images.values())} nuclei; {without} of them without any, which are left out of L1."

@@ -37,12 +37,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     if not words:
         return _fail(f"name a command: {', '.join(_COMMANDS)}; see {_PROGRAM} --help", 2)
     try:
-        if words[0] in _TRAINING:
-            from pathorestore.training.cli import run
-
-            return run(words)
-        arguments = _parser().parse_args(words)
-        return _COMMANDS[arguments.command](arguments[arguments.command])
+        return _run(words)
     except SystemExit as stop:  # --help and --version
         return int(stop.code or 0)
     except ArgumentError as error:
@@ -57,6 +52,15 @@ def main(argv: Sequence[str] | None = None) -> int:
         if "--verbose" in words:
             traceback.print_exc()
         return _report(error, restoring=words[:1] == ["restore"])
+
+
+def _run(words: list[str]) -> int:
+    if words[0] in _TRAINING:
+        from pathorestore.training.cli import run
+
+        return run(words)
+    arguments = _parser().parse_args(words)
+    return _COMMANDS[arguments.command](arguments[arguments.command])
 
 
 def _report(error: Exception, *, restoring: bool) -> int:

@@ -19,6 +19,7 @@ from pathorestore.models.optics_prompt import NoOptics, OpticsPrompt, OpticsProm
 from pathorestore.models.pdiffusion import PDiffusion, PDiffusionConfig
 from pathorestore.models.pformer import PFormer, PFormerConfig, Restormer, RestormerConfig
 from pathorestore.models.prompts import EdgePrompt, EdgePromptConfig, PathologyPrompt, PathologyPromptConfig, Prompter
+from pathorestore.pipelines.refine import FineSettings
 from pathorestore.training.prompt_stages import DefocusStage, EncoderStage, PathologyPromptStage
 from pathorestore.training.restoration_stages import ChainTraining, PDiffusionStage, PFormerStage, RestormerStage
 from pathorestore.training.schedules import Constant, StepDecay, WarmupCosine
@@ -51,8 +52,8 @@ def _stage(name, **changes):
         return RestormerStage(Restormer(RestormerConfig.tiny()), prompter, **shared)
     small = replace(PDiffusionConfig.tiny(), unet=replace(PDiffusionConfig.tiny().unet, mult=(1,)))
     chain = ChainTraining(repeats=2, fft_weight=0.1, degraded_share=0.5)
-    process = ResShift(kappa=1.0, min_noise=0.1)
-    return PDiffusionStage(PDiffusion(small), process, prompter, PFormer(PFormerConfig.tiny()), chain=chain, guard_px=1.0, **shared)
+    settings = FineSettings(process=ResShift(kappa=1.0, min_noise=0.1), guard_px=1.0)
+    return PDiffusionStage(PDiffusion(small), settings, prompter, PFormer(PFormerConfig.tiny()), chain=chain, **shared)
 
 
 @pytest.fixture

@@ -2,7 +2,7 @@
 
 import csv
 import os
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal, NamedTuple
@@ -24,11 +24,11 @@ from pathorestore.image import from_uint8
 _ASSUMED_MPP = 0.25
 _TILE_PX = 256
 _TILES = 12
-_SMALLEST_PX = 32
 _IN_FOCUS = 0.9
 _HISTECH_LABELS = "3D_anno.csv"
 
 MissingTarget = Literal["error", "best_plane"]
+Box = tuple[slice, slice]
 
 
 class StackLabels(NamedTuple):
@@ -93,7 +93,7 @@ def mop_rows(folder: Path, *, plane_um: float = 0.8, mpp: float | None = None, o
 
 
 def histech_rows(folder: Path) -> list[Row]:
-    """A row for each patch of the 3DHistech set, paths absolute: degraded and clean images of equal name in folders that tell which is which.
+    """A row for each patch of the 3DHistech set, paths absolute: images of equal name in folders of degraded and of clean ones.
 
     The authors' split is told by folders named train, val or test. The classes in `3D_anno.csv` (columns name and label), anywhere under
     the folder, go into `extra` as `label`. Raises OSError for no pairs, ValueError naming file and line for labels that fit no patch.
@@ -116,32 +116,33 @@ def stack_labels(planes: Tensor, target: Tensor | None, optics: Optics, plane_um
 
     The CTF value of a plane is the mean of `measured_ctf` over the twelve most textured tiles of 256 px that are not blank; the focus of a
     tile lies at the vertex of a parabola through the largest value and its neighbours, that of the field at their mean.
-    Raises ValueError for fewer than two planes, another size of the target, or less than 32 px.
+    Raises ValueError for fewer than two planes and another size of the target.
     """
-    if len(planes) < 2 or min(planes.shape[-2:]) < _SMALLEST_PX or (target is not None and target.shape[-2:] != planes.shape[-2:]):
+    if len(planes) < 2 or (target is not None and target.shape[-2:] != planes.shape[-2:]):
         given = None if target is None else tuple(target.shape)
-        raise ValueError(
-            f"planes {tuple(planes.shape)} and target {given} do not fit; expected two planes or more of equal size from 32 px on"
-        )
-    boxes = _textured(planes if target is None else target)
+        raise ValueError(f"planes {tuple(planes.shape)} and target {given} do not fit; expected at least two planes, all of one size")
+    boxes = _textured(target.unbind() if target is not None else planes)
     crops = torch.stack([_crops(plane[None], boxes) for plane in planes], 1)
     return _measured(crops, None if target is None else _crops(target, boxes), optics, plane_um)
 
 
-def _textured(images: Tensor) -> list[tuple[slice, slice]]:
-    """The tiles with most fine detail, in the sharpest of the images."""
-    light = luminance(srgb_to_linear(images))
+def _textured(images: Iterable[Tensor]) -> list[Box]:
+    """The tiles with most fine detail, in the sharpest of the images 3 h w."""
+    return max((_detailed(image[None]) for image in images), key=lambda found: found[0])[1]
+
+
+def _detailed(image: Tensor) -> tuple[float, list[Box]]:
+    """How much fine detail an image 1 3 h w shows, and the tiles that show most of it."""
+    light = luminance(srgb_to_linear(image))
     detail = (light - F.avg_pool2d(F.pad(light, (1, 1, 1, 1), mode="replicate"), 3, 1)).square()
-    detail = detail[detail.mean((1, 2, 3)).argmax()]
-    height, width = detail.shape[-2:]
-    tall, wide = min(_TILE_PX, height), min(_TILE_PX, width)
-    cells = F.avg_pool2d(detail[None], (tall, wide))[0, 0]
+    tall, wide = (min(_TILE_PX, side) for side in detail.shape[-2:])
+    cells = F.avg_pool2d(detail, (tall, wide))[0, 0]
     best = cells.flatten().argsort(descending=True, stable=True)[:_TILES].tolist()
     corners = [(index // cells.shape[1] * tall, index % cells.shape[1] * wide) for index in best]
-    return [(slice(top, top + tall), slice(left, left + wide)) for top, left in corners]
+    return float(detail.mean()), [(slice(top, top + tall), slice(left, left + wide)) for top, left in corners]
 
 
-def _crops(image: Tensor, boxes: Sequence[tuple[slice, slice]]) -> Tensor:
+def _crops(image: Tensor, boxes: Sequence[Box]) -> Tensor:
     return torch.cat([image[..., rows, columns] for rows, columns in boxes])
 
 
@@ -174,16 +175,12 @@ def _vertex(values: Tensor) -> float:
 
 
 def _rows(stack: StackFiles, listed: dict[Path, Listed], options: StackOptions) -> list[Row]:
-    measured = None if all(path in listed for path in stack.planes) and stack.target else _labels_of(stack, options)
-    target = stack.target
-    if target is None:
-        known = {index: abs(listed[path].z_um) for index, path in enumerate(stack.planes) if path in listed}
-        sharpest = min(known, key=known.__getitem__) if len(known) == len(stack.planes) or measured is None else measured.best_plane
-        target = stack.planes[sharpest]
+    told = [listed.get(path) for path in stack.planes]
+    measured = None if all(told) else _labels_of(stack, options)
+    target = stack.target or stack.planes[_sharpest(told, measured)]
     split = _split(stack, listed)
     rows = []
-    for index, path in enumerate(stack.planes):
-        said = listed.get(path)
+    for index, (path, said) in enumerate(zip(stack.planes, told, strict=True)):
         z_um, ctf = (said.z_um, said.ctf) if said else _of_plane(measured, index)
         rows.append(
             Row(
@@ -198,6 +195,12 @@ def _rows(stack: StackFiles, listed: dict[Path, Listed], options: StackOptions) 
             )
         )
     return rows
+
+
+def _sharpest(told: Sequence[Listed | None], measured: StackLabels | None) -> int:
+    """The plane that stands for a missing target: the one nearest focus by the lists where they name all, else the measured one."""
+    distances = [abs(said.z_um) for said in told if said]
+    return distances.index(min(distances)) if measured is None else measured.best_plane
 
 
 def _of_plane(labels: StackLabels | None, index: int) -> tuple[float | None, float | None]:
@@ -221,16 +224,12 @@ def _labels_of(stack: StackFiles, options: StackOptions) -> StackLabels:
     sizes = {path: image_size(path) for path in files}
     odd = next((path for path in files if sizes[path] != sizes[files[0]]), None)
     if odd is not None or len(stack.planes) < 2:
-        reason = (
-            "its stack has no other plane" if odd is None else f"it is not of the size of {files[0].name}, as the planes of a field are"
-        )
+        reason = "its stack has no other plane" if odd is None else f"it is not of the size of {files[0].name}, as planes of one field are"
         raise UnreadableImage.of(odd or files[0], reason)
-    if stack.target:
-        sharp = from_uint8(read_rgb(stack.target))
-        boxes = _textured(sharp)
-        crops = torch.stack([_crops(from_uint8(read_rgb(path)), boxes) for path in stack.planes], 1)
-        return _measured(crops, _crops(sharp, boxes), options.optics, options.plane_um)
-    return stack_labels(torch.cat([from_uint8(read_rgb(path)) for path in stack.planes]), None, options.optics, options.plane_um)
+    boxes = _textured(from_uint8(read_rgb(path))[0] for path in ([stack.target] if stack.target else stack.planes))
+    crops = torch.stack([_crops(from_uint8(read_rgb(path)), boxes) for path in stack.planes], 1)
+    targets = _crops(from_uint8(read_rgb(stack.target)), boxes) if stack.target else None
+    return _measured(crops, targets, options.optics, options.plane_um)
 
 
 def _check_targets(folder: Path, stacks: Sequence[StackFiles]) -> None:
@@ -238,8 +237,9 @@ def _check_targets(folder: Path, stacks: Sequence[StackFiles]) -> None:
     if without:
         first = without[0]
         raise FileNotFoundError(
-            f"{first.folder}: field {first.fov} has no fused target {TARGET_PREFIX}{first.fov} ({len(without)} of {len(stacks)} fields have "
-            f'none); make them with `pathorestore fuse {folder} -o {folder}`, or train towards the sharpest plane (missing_target="best_plane")'
+            f"{first.folder}: field {first.fov} has no fused target {TARGET_PREFIX}{first.fov}, as {len(without)} of {len(stacks)} fields; "
+            f"make them with `pathorestore fuse {folder} -o {folder}`, "
+            "or train towards the sharpest planes with StackOptions(missing_target='best_plane')"
         )
 
 

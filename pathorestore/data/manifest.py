@@ -178,9 +178,12 @@ def _cells(row: Row, further: Sequence[str]) -> list[str]:
 
 def _csv_bytes(rows: Sequence[Row], further: Sequence[str]) -> bytes:
     out = io.StringIO()
-    table = csv.writer(out, lineterminator="\n")
-    table.writerow([*COLUMNS, *further])
-    table.writerows(_cells(row, further) for row in rows)
+    plain, quoted = csv.writer(out, lineterminator="\n"), csv.writer(out, lineterminator="\n", quoting=csv.QUOTE_ALL)
+    plain.writerow([*COLUMNS, *further])
+    for row in rows:
+        cells = _cells(row, further)
+        # the writer quotes what ends its own lines, but a reader takes a carriage return for the end of one too
+        (quoted if any("\r" in cell for cell in cells) else plain).writerow(cells)
     return out.getvalue().encode("utf-8")
 
 

@@ -15,7 +15,7 @@ _EVALUATION = 0x5EED  # streams of validation never meet those of training
 
 @dataclass(frozen=True, kw_only=True)
 class Simulation:
-    """What training sees: `ideal_share` of the images by `Setting.ideal()` up to `ideal_max_um` from focus, the rest by `Setting.scanner()`.
+    """What training sees: `ideal_share` of the images by `Setting.ideal()`, `ideal_max_um` deep, the rest by `Setting.scanner()`.
 
     seed: image number `key` is degraded by the stream (seed, key), whatever batch, process or resumed run it falls into.
     """

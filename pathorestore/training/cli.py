@@ -1,4 +1,4 @@
-"""`pathorestore fit|validate|test|predict`: LightningCLI over the stages and data modules, with the package's own configurations by name."""
+"""`pathorestore fit|validate|test|predict`: LightningCLI over the stages and data modules, with configurations by name."""
 
 import logging
 import sys
@@ -119,7 +119,7 @@ class _NoAdvertising(logging.Filter):
 
 
 def run(words: Sequence[str]) -> int:
-    """Run one training command and return its exit code. Errors of configuration and data are raised as they are, for the caller to print."""
+    """Run one training command and return its exit code. Errors of configuration and data are raised, for the caller to print."""
     logging.getLogger("pytorch_lightning.utilities.rank_zero").addFilter(_NoAdvertising())
     TrainingCLI(
         Stage,

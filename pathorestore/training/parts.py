@@ -63,8 +63,8 @@ def trained_prompter(
 ) -> Prompter:
     """The prompts of a folder of parts.
 
-    encoder: a `PathologyEncoder` instead of the folder's, for foundation models, which are never copied there. edge: sizes of a fresh edge prompt where the
-    folder holds none yet; it learns with the fine stage. optics: an optics prompt in place of the folder's own, if it has one.
+    encoder: a `PathologyEncoder` instead of the folder's, for foundation models, which are never copied there. edge: sizes of a fresh
+    edge prompt where the folder holds none yet; it learns with the fine stage. optics: an optics prompt in place of the folder's own.
     """
     root = _root(folder)
     defocus = trained_defocus(folder)

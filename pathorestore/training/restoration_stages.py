@@ -12,7 +12,6 @@ from torch import Tensor, nn
 from pathorestore.data.batches import PairBatch
 from pathorestore.data.synthetic import Simulation
 from pathorestore.degradations.acquisition import gaussian_blur
-from pathorestore.diffusion.resshift import ResShift
 from pathorestore.functional.noise import NoiseField, stream
 from pathorestore.hub import Pretrained
 from pathorestore.image import pad_to, round_up
@@ -176,19 +175,18 @@ class PDiffusionStage(Stage):
     def __init__(
         self,
         fine: PDiffusion,
-        process: ResShift,
+        settings: FineSettings,
         prompter: Prompter,
         coarse: PFormer,
         *,
         chain: ChainTraining | None = None,
-        guard_px: float = 0.0,
         optimizer: OptimizerCallable = torch.optim.AdamW,
         schedule: Schedule | None = None,
         simulation: Simulation | None = None,
     ):
         super().__init__(optimizer=optimizer, schedule=schedule, simulation=simulation)
         self.fine, self.chain = fine, chain or ChainTraining()
-        self._settings = FineSettings(process=process, guard_px=guard_px)
+        self._settings = settings
         self.prompter = cast(Prompter, frozen(prompter))
         self.prompter.edge.requires_grad_(True)
         self.coarse = cast(PFormer, frozen(coarse))
