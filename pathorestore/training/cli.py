@@ -133,6 +133,7 @@ def run(words: Sequence[str]) -> int:
         trainer_defaults={
             "max_epochs": -1,
             "num_sanity_val_steps": 0,
+            "log_every_n_steps": 10,
             "use_distributed_sampler": False,  # the samplers shard by themselves
             "enable_model_summary": False,
         },
