@@ -20,9 +20,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from simulated_defocus import DEGRADED, UNSHARP, WIENER, Method, Row, Study, measure, tune
 from torch import Tensor
 
+from pathorestore.data.manifest import read_manifest
 from pathorestore.data.sharp_crops import image_files
 from pathorestore.degradations.recipes import Setting
 from pathorestore.metrics.statistics import Interval, bootstrap_interval
@@ -34,15 +36,22 @@ from pathorestore.pipelines.tiled import TiledRestorer
 from pathorestore.version import __version__
 
 COARSE, TWO_STAGE = "coarse", "two-stage"
+PIXEL_UM = 0.25
 _DRAWS = 5000
 SETTINGS = {"ideal": Setting.ideal, "scanner": Setting.scanner, "shifted": Setting.shifted}
 
 
 class Folder:
-    """The images of a folder, read one by one and cropped around their centre."""
+    """The images of a folder, or of a manifest's validation rows, read one by one and cropped around their centre.
 
-    def __init__(self, folder: Path, *, crop_px: int, limit: int | None = None):
-        self.paths, self.crop_px = image_files(folder)[:limit], crop_px
+    Images whose pixel size the manifest knows are brought to 0.25 um: oversampled ones are soft in focus and no targets as they are.
+    """
+
+    def __init__(self, source: Path, *, crop_px: int, limit: int | None = None):
+        self.crop_px = crop_px
+        found = _validation_rows(source) if source.is_file() else [(path, None) for path in image_files(source)]
+        self.paths = [path for path, _ in found][:limit]
+        self._mpp = dict(found)
 
     def __len__(self) -> int:
         return len(self.paths)
@@ -50,8 +59,17 @@ class Folder:
     def __iter__(self) -> Iterator[tuple[str, Tensor]]:
         for path in self.paths:
             image = read_image_file(path).image
+            mpp = self._mpp[path]
+            if mpp is not None and mpp != PIXEL_UM:
+                size = [round(side * mpp / PIXEL_UM) for side in image.shape[-2:]]
+                image = F.interpolate(image, size=size, mode="bicubic", antialias=True, align_corners=False).clamp(0, 1)
             top, left = (max(0, side - self.crop_px) // 2 for side in image.shape[-2:])
             yield path.name, image[..., top : top + self.crop_px, left : left + self.crop_px]
+
+
+def _validation_rows(manifest: Path) -> list[tuple[Path, float | None]]:
+    read = read_manifest(manifest)
+    return [(read.resolve(row.path), row.mpp) for row in read.of("val")]
 
 
 class Results:
@@ -135,7 +153,7 @@ def _sentences(results: Results) -> Iterator[str]:
 
 def arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--data", type=Path, required=True, help="folder of sharp images")
+    parser.add_argument("--data", type=Path, required=True, help="folder of sharp images, or a manifest, whose val rows are taken")
     parser.add_argument("--json", type=Path, required=True, help="where every row goes, with what was run")
     parser.add_argument("--csv", type=Path, help="the rows as a table too")
     parser.add_argument("--setting", choices=SETTINGS, default="ideal", help="of the simulator (default: ideal)")
