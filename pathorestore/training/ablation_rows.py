@@ -20,6 +20,7 @@ from pathorestore.models.pdiffusion import PDiffusion, PDiffusionConfig
 from pathorestore.models.pformer import PFormer, PFormerConfig, Restormer, RestormerConfig
 from pathorestore.models.prompts import EdgePrompt, EdgePromptConfig, PathologyPrompt, PathologyPromptConfig, Prompter, Prompts
 from pathorestore.models.unet import UNetConfig
+from pathorestore.pipelines.refine import FineSettings
 from pathorestore.training.parts import Folder, trained_coarse, trained_defocus, trained_encoder, trained_prompter
 from pathorestore.training.prompt_stages import DefocusStage, PathologyPromptStage
 from pathorestore.training.recipe import Recipe, read_recipe
@@ -60,8 +61,10 @@ class ToldStage(PDiffusionStage):
     So every row has the same network. Of a zero pathology prompt the network's own bias is left, the same context for every image.
     """
 
-    def __init__(self, fine: PDiffusion, process: ResShift, prompter: Prompter, coarse: PFormer, *, sees: Sequence[str], **options: Any):
-        super().__init__(fine, process, prompter, coarse, **options)
+    def __init__(
+        self, fine: PDiffusion, settings: FineSettings, prompter: Prompter, coarse: PFormer, *, sees: Sequence[str], **options: Any
+    ):
+        super().__init__(fine, settings, prompter, coarse, **options)
         self.sees = tuple(sees)
 
     def told(self, prompts: Prompts) -> Prompts:
@@ -169,6 +172,11 @@ class RestormerRow(Row):
         coarse = bench.fresh(lambda: Restormer(config), like=lambda: PFormer(pattern))
         yield Phase("pformer", 1.0, RestormerStage(coarse, prompter, **recipe.stage_options(bench.seed)), recipe)
 
+    def effort(self, bench: Bench) -> float:
+        """More than any router: its feed-forward networks are twice as wide inside."""
+        del bench
+        return len(VECTORS) + 2
+
 
 @dataclass(frozen=True)
 class PromptsRow(Row):
@@ -187,12 +195,11 @@ class PromptsRow(Row):
         chain = ChainTraining(**dict(recipe.model.get("chain", {})) | {"degraded_share": 0.0, "prompt_dropout": 0.0})
         stage = ToldStage(
             bench.fresh(lambda: PDiffusion(config)),
-            ResShift(**recipe.model["process"]),
+            FineSettings(**recipe.model["settings"] | {"process": ResShift(**recipe.model["settings"]["process"])}),
             Prompter(given.encoder, given.defocus, given.pathology, edge, given.optics),
             trained_coarse(bench.parts),
             sees=self.sees,
             chain=chain,
-            guard_px=recipe.model.get("guard_px", 0.0),
             **recipe.stage_options(bench.seed),
         )
         yield Phase("pdiffusion", 1.0, stage, recipe)

@@ -233,7 +233,7 @@ def _record(checkpoint: Path, stored: Mapping[str, Any]) -> dict[str, Any]:
     except (OSError, ValueError):
         return record
     # the same keys and the same step: the same run, a little further on
-    same = isinstance(later, dict) and later.keys() == record.keys() and later["steps"] == record["steps"] == stored["global_step"]
+    same = isinstance(later, dict) and later.keys() == record.keys() and later["steps"] == record["steps"]
     return later if same else record
 
 
