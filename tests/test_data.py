@@ -65,6 +65,7 @@ def test_a_crop_depends_on_seed_and_number_alone_whatever_the_workers(folder):
         assert torch.cat([batch.key for batch in batches]).tolist() == list(range(10, 18))
         assert batches[0].key.dtype == batches[0].margin_px.dtype == torch.int64
         assert batches[0].margin_px.tolist() == [8] * 4
+    assert torch.equal(pickle.loads(pickle.dumps(kept))[10].sharp, alone[0])
     other = SharpCrops(ROWS, crops.config, folder=folder, seed=4)
     assert not torch.equal(other[10].sharp, alone[0])
 
@@ -145,7 +146,7 @@ def test_a_configuration_is_checked_at_birth(options):
 # the cache
 
 
-@given(sizes=st.lists(st.integers(1, 700), min_size=1, max_size=30), wanted=st.lists(st.integers(0, 29), max_size=60))
+@given(sizes=st.lists(st.integers(100, 1200), min_size=5, max_size=9), wanted=st.lists(st.integers(0, 8), min_size=12, max_size=40))
 def test_a_cache_never_keeps_more_than_its_budget_and_always_answers_right(sizes, wanted):
     cache = ArrayCache(1)
     for key in (index % len(sizes) for index in wanted):

@@ -84,22 +84,22 @@ def test_a_resumed_run_sees_what_the_uninterrupted_one_would_have_seen(manifest,
 
 # ways in which Lightning leaves a checkpoint: what is saved when, and what its own counters then say
 @pytest.mark.parametrize(
-    ("limit", "checkpoints", "step"),
+    ("limit", "checkpoints", "step", "batches"),
     [
-        ({"max_steps": 13}, {"every_n_epochs": 1, "save_on_train_epoch_end": True}, 5),
-        ({"max_epochs": 3}, {"every_n_epochs": 1, "save_on_train_epoch_end": True}, 10),
-        ({"max_steps": 13}, {"every_n_epochs": 1, "save_on_train_epoch_end": False}, 5),
-        ({"max_steps": 13, "val_check_interval": 3, "check_val_every_n_epoch": None}, {"save_on_train_epoch_end": False}, 6),
-        ({"max_steps": 13, "val_check_interval": 5, "check_val_every_n_epoch": None}, {"every_n_train_steps": 5}, 10),
-        ({"max_epochs": 3, "limit_train_batches": 3}, {"every_n_train_steps": 1}, 4),
-        ({"max_epochs": 3, "limit_train_batches": 0.5}, {"every_n_train_steps": 1}, 3),
+        ({"max_steps": 13}, {"every_n_epochs": 1, "save_on_train_epoch_end": True}, 5, 13),
+        ({"max_epochs": 3}, {"every_n_epochs": 1, "save_on_train_epoch_end": True}, 10, 15),
+        ({"max_steps": 13}, {"every_n_epochs": 1, "save_on_train_epoch_end": False}, 5, 13),
+        ({"max_steps": 13, "val_check_interval": 3, "check_val_every_n_epoch": None}, {"save_on_train_epoch_end": False}, 6, 13),
+        ({"max_steps": 13, "val_check_interval": 5, "check_val_every_n_epoch": None}, {"every_n_train_steps": 5}, 10, 13),
+        ({"max_epochs": 3, "limit_train_batches": 3}, {"every_n_train_steps": 1}, 4, 9),
+        ({"max_epochs": 3, "limit_train_batches": 0.5}, {"every_n_train_steps": 1}, 3, 6),
     ],
 )
-def test_it_does_so_however_the_checkpoint_came_to_be(manifest, limit, checkpoints, step):
+def test_it_does_so_however_the_checkpoint_came_to_be(manifest, limit, checkpoints, step, batches):
     whole = _fit(manifest, checkpoints=checkpoints, **limit)
     resumed = _fit(manifest, resume=str(whole.folder / f"step={step}.ckpt"), checkpoints=checkpoints, **limit)
     assert resumed.seen == whole.seen[step:]
-    assert whole.seen == [[4 * batch + item for item in range(4)] for batch in range(len(whole.seen))]
+    assert whole.seen == [[4 * batch + item for item in range(4)] for batch in range(batches)]
 
 
 @pytest.mark.parametrize("step", [1, 2, 3, 4, 6])

@@ -100,8 +100,19 @@ def test_averaging_down_is_what_the_mean_of_pixels_says(tmp_path):
     slide = OpenSlides(16).get(tmp_path / "flat.tif")
     block = pixels[300:396, 600:696].reshape(32, 3, 32, 3, 3).mean(axis=(1, 3))
     assert np.abs(read_patch(slide, 600, 300, source_px=96, side_px=32) - block).max() < 1  # rounded along rows, then columns
-    assert np.array_equal(read_patch(slide, 600, 300, source_px=32.2, side_px=32), pixels[300:332, 600:632])
+    assert np.array_equal(read_patch(slide, 600, 300, source_px=31.7, side_px=32), pixels[300:332, 600:632])
     assert read_patch(slide, 600, 300, source_px=10, side_px=32).shape == (32, 32, 3)
+
+
+@pytest.mark.parametrize(("coarser", "level"), [(0.5, 0), (1.0, 0), (1.9, 0), (2.0, 1), (3.9, 1), (4.0, 2), (9.0, 2)])
+def test_no_finer_level_is_read_than_is_needed(slide, coarser, level):
+    opened = OpenSlides(16).get(slide[0] / "slide.tif")
+    read, asked = opened.read_region, []
+    opened.read_region = lambda corner, level, size: (asked.append((level, size)), read(corner, level, size))[1]
+    assert read_patch(opened, 600, 300, source_px=32 * coarser, side_px=32).shape == (32, 32, 3)
+    ((used, (width, height)),) = asked
+    assert used == level
+    assert width == height <= 32 * coarser / 2**level + 1
 
 
 def test_beyond_a_slide_lies_its_background(slide):

@@ -5,6 +5,7 @@ import platform
 import shlex
 import shutil
 import time
+import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -13,16 +14,16 @@ from typing import Any, NamedTuple, cast
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
+from torch import Tensor
 
 from pathorestore.data.batches import SharpBatch
+from pathorestore.data.drawing import Window
 from pathorestore.data.image_cache import image_size, read_rgb
 from pathorestore.data.manifest import Row as ManifestRow
 from pathorestore.data.manifest import read_manifest
 from pathorestore.data.synthetic import simulated_at
 from pathorestore.degradations.recipes import Setting
 from pathorestore.hub import weights_sha256
-from pathorestore.image import from_uint8
 from pathorestore.metrics.nuclei import CachedSegmenter, Watershed
 from pathorestore.pipelines.mop import default_folder
 from pathorestore.training.ablation_record import Ledger, RowRecord, write_table
@@ -36,6 +37,7 @@ from pathorestore.version import __version__
 
 PRESETS = ("tiny", "base")
 _SMALLEST_CROP_PX = 32
+_PIXEL_UM = 0.25  # of the simulator's ideal setting
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -144,7 +146,7 @@ class _Run:
             learnt = record.parameters + trained_parameters(phase.stage)
             record = replace(record, seconds={**record.seconds, phase.name: round(seconds, 1)}, parameters=learnt)
             ledger.write(record)
-            shutil.rmtree(checkpoints_of(phase, folder), ignore_errors=True)
+            shutil.rmtree(checkpoints_of(phase, folder).parent, ignore_errors=True)
         start = time.perf_counter()
         figures = measured(self.table, phase.stage, self.scenes)
         record = replace(record, figures=figures, seconds={**record.seconds, "measuring": round(time.perf_counter() - start, 1)})
@@ -189,36 +191,39 @@ class _Run:
 
 
 class Scene(NamedTuple):
-    """A validation image. group: patient, slide or image, whatever is known. pixels: h w 3. mpp: um per pixel."""
+    """A sharp validation image 3 s s in [0, 1]. group: patient, slide or image, whatever is known."""
 
     name: str
     group: str
-    pixels: NDArray[np.uint8]
-    mpp: float | None
+    sharp: Tensor
 
 
 def validation_scenes(options: Ablation) -> list[Scene]:
     """At most `images` sharp validation images, evenly spread over the manifest's, cut to `crop_px` around their centre.
 
-    Raises ValueError if none is large enough.
+    Images of known pixel size are brought to 0.25 um, which simulation takes for granted. Raises ValueError if none is large enough.
     """
     manifest = read_manifest(options.manifest)
     sharp = [row for row in manifest.of("val") if not row.target]
-    large = [row for row in sharp if min(image_size(manifest.resolve(row.path))) >= options.crop_px]
+    large = [row for row in sharp if min(image_size(manifest.resolve(row.path))) >= _source_px(row, options.crop_px)]
     if not large:
         raise ValueError(
             f"{options.manifest} has {len(sharp)} sharp images (no target) with split val, of which none has {options.crop_px} px on both "
-            "sides; add some, or lower --crop"
+            f"sides at {_PIXEL_UM:g} um per pixel; add some, or lower --crop"
         )
     count = min(options.images, len(large))
     return [_scene(large[index * len(large) // count], manifest.resolve, options.crop_px) for index in range(count)]
 
 
 def _scene(row: ManifestRow, resolve: Callable[[str], Path], crop_px: int) -> Scene:
-    pixels = read_rgb(resolve(row.path))
-    top, left = ((side - crop_px) // 2 for side in pixels.shape[:2])
-    kept = np.ascontiguousarray(pixels[top : top + crop_px, left : left + crop_px])
-    return Scene(row.path, row.patient or row.slide or row.path, kept, row.mpp)
+    pixels, source_px = read_rgb(resolve(row.path)), _source_px(row, crop_px)
+    top, left = ((side - source_px) // 2 for side in pixels.shape[:2])
+    window = Window(top_px=top, left_px=left, source_px=source_px, side_px=crop_px)
+    return Scene(row.path, row.patient or row.slide or row.path, window.cut(pixels))
+
+
+def _source_px(row: ManifestRow, crop_px: int) -> int:
+    return round(crop_px * _PIXEL_UM / row.mpp) if row.mpp and row.mpp > 0 else crop_px
 
 
 @torch.no_grad()
@@ -226,10 +231,10 @@ def measured(table: Table, stage: Stage, scenes: Sequence[Scene]) -> dict[str, l
     """Every figure of a trained stage by name, images down, distances across; the same simulated images for every row."""
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     stage.to(device).eval()
+    segmenter = CachedSegmenter(Watershed(mpp=_PIXEL_UM))
     figures: dict[str, list[list[float]]] = {}
     for number, scene in enumerate(scenes):
-        batch = SharpBatch(from_uint8(scene.pixels).to(device), torch.tensor([number]), torch.tensor([0]))
-        segmenter = CachedSegmenter(Watershed(mpp=scene.mpp) if scene.mpp and scene.mpp > 0 else Watershed())
+        batch = SharpBatch(scene.sharp[None].to(device), torch.tensor([number]), torch.tensor([0]))
         found = [table.measure(stage, simulated_at(batch, z, setting=Setting.ideal()), segmenter) for z in table.z_um]
         for name in found[0]:
             figures.setdefault(name, []).append([one[name] for one in found])
@@ -241,12 +246,15 @@ def measured(table: Table, stage: Stage, scenes: Sequence[Scene]) -> dict[str, l
 
 @contextmanager
 def _quietly() -> Iterator[None]:
-    """Without what Lightning says about devices at the start of every one of many trainings."""
+    """Without what Lightning says at the start of every one of many trainings: of devices, and that frozen parts are in evaluation mode."""
     log = logging.getLogger("pytorch_lightning")
     before = log.level
     log.setLevel(logging.WARNING)
     try:
-        yield
+        with warnings.catch_warnings():
+            for message in (".*in eval mode at the start of training.*", ".*does not have many workers.*", ".*treespec.*"):
+                warnings.filterwarnings("ignore", message)
+            yield
     finally:
         log.setLevel(before)
 

@@ -107,7 +107,7 @@ def _line(table: Table, record: RowRecord, reference: RowRecord | None) -> Line:
     figures = {name: bootstrap_interval(values, groups) for name, values in own.items()}
     if reference is None or record is reference:
         return Line(record, figures, {})
-    return Line(record, figures, {name: paired_interval(values, per_image(reference, name), groups) for name, values in own.items()})
+    return Line(record, figures, {name: paired_interval(values, per_image(reference, name)) for name, values in own.items()})
 
 
 def per_image(record: RowRecord, figure: str) -> torch.Tensor:
@@ -173,11 +173,14 @@ def _notes(table: Table, lines: Sequence[Line], settings: Mapping[str, Any]) -> 
     images = lines[0].record.images
     groups = len({group for _, group in images})
     where = ", ".join(f"{z:g}" for z in table.z_um)
-    spread = "their 95 % bootstrap intervals" if groups > 1 else "no intervals, for which one group is too few"
+    known = (
+        "in brackets their 95 % bootstrap intervals, groups drawn whole" if groups > 1 else "no intervals, for which one group is too few"
+    )
     notes = [
-        f"{len(images)} validation images in {groups} groups (patients, else slides, else images), cut to {settings['crop_px']} px around "
-        f"their centre and put out of focus at z = {where} um in the simulator's ideal setting. Means over distances and images, with "
-        f"{spread}, groups drawn whole; differences are paired by image. Weights are the exponential average."
+        f"{len(images)} validation images of {groups} patients (or slides, or images, where no more is known), cut to "
+        f"{settings['crop_px']} px around their centre, at 0.25 um per pixel where the manifest knows it, and put out of focus at "
+        f"z = {where} um in the simulator's ideal setting. Means over distances and images, {known}; differences are paired by image. "
+        "Weights are the exponential average."
     ]
     degraded = per_image(lines[0].record, "degraded_psnr_db").nanmean().item()
     if not math.isnan(degraded):

@@ -221,8 +221,8 @@ class EstimatorRow(Row):
         """One training."""
         recipe = bench.recipe("defocus")
         estimator = bench.fresh(lambda: DefocusEstimator(DefocusEstimatorConfig(**recipe.sizes("defocus"))))
-        weights = {"distance_weight": self.distance_weight, "ctf_weight": self.ctf_weight}
-        yield Phase("defocus", 1.0, DefocusStage(estimator, **weights, **recipe.stage_options(bench.seed)), recipe)
+        options = recipe.stage_options(bench.seed) | {"distance_weight": self.distance_weight, "ctf_weight": self.ctf_weight}
+        yield Phase("defocus", 1.0, DefocusStage(estimator, **options), recipe)
 
 
 @dataclass(frozen=True)
@@ -245,7 +245,7 @@ class EncoderRow(Row):
 
         pathology = bench.fresh(lambda: prompt(encoder.dim), like=lambda: prompt(usual))
         options = recipe.stage_options(bench.seed)
-        stage = PathologyPromptStage(pathology, encoder, trained_defocus(bench.parts), **options)
+        stage = PathologyPromptStage(pathology, cast(nn.Module, encoder), trained_defocus(bench.parts), **options)
         yield Phase("pathology", PROMPT_SHARE, stage, recipe)
 
         second, prompter = bench.recipe("pformer"), bench.prompter(encoder=encoder, pathology=pathology)

@@ -96,9 +96,10 @@ class CropModule(pl.LightningDataModule):
         """Crops from the first one that no optimiser step has used."""
         rows = self.rows("train")
         data = self.crop_set(rows, self.crops, folder=self.manifest.parent, seed=self.seed)
-        self._check_resumed(epoch_size := self._epoch_size(len(rows)))
+        whole_epoch = self._whole_epoch(len(rows))
+        self._check_resumed(epoch_size := self._limited(whole_epoch))
         rank, world = self._place()
-        sampler = StepKeys(self._used, epoch_size=epoch_size, batch_size=self.batch_size, rank=rank, world=world)
+        sampler = StepKeys(self._used, whole_epoch, epoch_size=epoch_size, batch_size=self.batch_size, rank=rank, world=world)
         return self._loader(data, sampler, drop_last=True)
 
     def val_dataloader(self) -> DataLoader[Any]:
@@ -115,7 +116,7 @@ class CropModule(pl.LightningDataModule):
 
     def state_dict(self) -> dict[str, Any]:
         """What a resumed run must share, so that its steps mean the same crops."""
-        return {} if self._read is None else self._pace(self._epoch_size(len(self.rows("train"))))
+        return {} if self._read is None else self._pace(self._limited(self._whole_epoch(len(self.rows("train")))))
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Remember it until training goes on."""
@@ -160,11 +161,15 @@ class CropModule(pl.LightningDataModule):
         """Number of this process, and of how many; alone without a trainer."""
         return (0, 1) if self.trainer is None else (self.trainer.global_rank, self.trainer.world_size)
 
-    def _epoch_size(self, rows: int) -> int:
-        """Crops of an epoch over all processes, cut to what the trainer's `limit_train_batches` lets through."""
+    def _whole_epoch(self, rows: int) -> int:
+        """Crops of an epoch over all processes."""
         whole = self.batch_size * self._place()[1]
-        batches = math.ceil((self.epoch_size or max(rows, _SHORTEST_EPOCH * whole)) / whole)
-        limit = 1.0 if self.trainer is None else self.trainer.limit_train_batches
+        return round_up(self.epoch_size or max(rows, _SHORTEST_EPOCH * whole), whole)
+
+    def _limited(self, whole_epoch: int) -> int:
+        """What the trainer's `limit_train_batches` lets through of them."""
+        whole = self.batch_size * self._place()[1]
+        batches, limit = whole_epoch // whole, 1.0 if self.trainer is None else self.trainer.limit_train_batches
         return whole * max(1, min(batches, limit) if isinstance(limit, int) else int(batches * limit))
 
     def _pace(self, epoch_size: int) -> dict[str, int]:
@@ -250,16 +255,20 @@ class SlidePatches(CropModule):
 class StepKeys(KeySampler):
     """Keys that follow the optimiser: Lightning's own count of epochs runs ahead after some restarts.
 
-    used: the number of crops that optimiser steps have used, for an epoch size.
+    used: the number of crops that optimiser steps have used, for an epoch size. whole_epoch: what Lightning takes its limit of.
     """
 
-    def __init__(self, used: Callable[[int], int], *, epoch_size: int, batch_size: int, rank: int, world: int):
+    def __init__(self, used: Callable[[int], int], whole_epoch: int, *, epoch_size: int, batch_size: int, rank: int, world: int):
         super().__init__(epoch_size=epoch_size, batch_size=batch_size, rank=rank, world=world)
-        self._used = used
+        self._used, self._whole_epoch = used, whole_epoch
 
     def start(self) -> int:
         """The crop after the last one used."""
         return self._used(self.epoch_size)
+
+    def __len__(self) -> int:
+        """Keys of a whole epoch for this process, before Lightning limits them."""
+        return self._whole_epoch // self.num_replicas
 
 
 class ResumedLoader(DataLoader[Any]):
