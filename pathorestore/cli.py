@@ -15,16 +15,18 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from pathorestore.cli_ablate import ablation_of, fill_ablate
 from pathorestore.cli_data import fill_data, run_data
+from pathorestore.cli_fuse import fill_fuse, stacks_to_fuse
 from pathorestore.version import __version__
 
 if TYPE_CHECKING:
     from jsonargparse import ArgumentParser, Namespace
 
-    from pathorestore.pipelines.batch import Existing, FileResult
+    from pathorestore.pipelines.batch import AnyJob, Done, Existing, FileResult
 
 _PROGRAM = "pathorestore"
-_PLACES = {"inputs": "INPUT", "sharp": "SHARP", "folder": "FOLDER", "manifest": "MANIFEST", "output": "-o/--output"}
+_PLACES = {"inputs": "INPUT", "sharp": "SHARP", "stack": "STACK", "folder": "FOLDER", "manifest": "MANIFEST", "output": "-o/--output"}
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -51,7 +53,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     except Exception as error:
         if "--verbose" in words:
             traceback.print_exc()
-        return _report(error, restoring=words[:1] == ["restore"])
+        return _report(error, one_by_one=words[0] not in ("restore", "data"))
 
 
 def _run(words: list[str]) -> int:
@@ -63,11 +65,11 @@ def _run(words: list[str]) -> int:
     return _COMMANDS[arguments.command](arguments[arguments.command])
 
 
-def _report(error: Exception, *, restoring: bool) -> int:
+def _report(error: Exception, *, one_by_one: bool) -> int:
     from pathorestore.pipelines.batch import EXIT_SOME_FAILED, EXIT_USAGE, explain
     from pathorestore.pipelines.raster import ImageFileError
 
-    about_files = isinstance(error, ImageFileError) or (isinstance(error, OSError) and not restoring)
+    about_files = isinstance(error, ImageFileError) or (isinstance(error, OSError) and one_by_one)
     foreseen = isinstance(error, ValueError | OSError | ImportError)
     line = str(error) if isinstance(error, ImportError) else explain(error)
     return _fail(line, EXIT_SOME_FAILED if about_files or not foreseen else EXIT_USAGE)
@@ -75,8 +77,7 @@ def _report(error: Exception, *, restoring: bool) -> int:
 
 def _restore(arguments: "Namespace") -> int:
     from pathorestore.pipelines.assemble import RestoreOptions, ready_restorer
-    from pathorestore.pipelines.batch import plan_outputs, run_batch
-    from pathorestore.pipelines.report_text import batch_table
+    from pathorestore.pipelines.batch import plan_outputs
     from pathorestore.pipelines.restore_file import RestoreFile
 
     options = RestoreOptions(
@@ -102,13 +103,21 @@ def _restore(arguments: "Namespace") -> int:
         overwrite=arguments.overwrite,
         max_pixels=arguments.max_pixels,
     )
+    return _batch(jobs, work, arguments)
+
+
+def _batch(jobs: "Sequence[AnyJob]", work: "Callable[[AnyJob], Done]", arguments: "Namespace", *, done: str = "restored") -> int:
+    """Do the work on every job, tell of each file as it ends and of all at the end; returns the exit code."""
+    from pathorestore.pipelines.batch import run_batch
+    from pathorestore.pipelines.report_text import batch_table
+
     existing: Existing = "overwrite" if arguments.overwrite else "skip" if arguments.skip_existing else "refuse"
     with _termination_as_interruption():
-        report = run_batch(jobs, work, existing=existing, on_result=lambda result: _show(result, arguments))
+        report = run_batch(jobs, work, existing=existing, on_result=lambda result: _show(result, arguments, done=done))
     if report.interrupted:
         _error("interrupted; finished files are kept, --skip-existing goes on from here")
     if not arguments.quiet:
-        _say(batch_table(report), arguments)
+        _say(batch_table(report, done=done), arguments)
     if arguments.json:
         print(json.dumps(report.to_dict(), indent=2))
     return report.exit_code
@@ -179,12 +188,26 @@ def _export(arguments: "Namespace") -> int:
     from pathorestore.training.export import export
 
     exported = export(Path(arguments.checkpoint), Path(arguments.output), dtype=arguments.dtype, overwrite=arguments.overwrite)
-    print(f"{exported.kind}  {exported.folder}\nparts   {', '.join(exported.parts)}")
+    weights = "moving average" if exported.averaged else "weights of the last step"
+    print(f"{exported.kind}   {exported.folder}\nparts    {', '.join(exported.parts)}\nweights  {weights}")
     return 0
+
+
+def _fuse(arguments: "Namespace") -> int:
+    jobs, work = stacks_to_fuse(arguments, _now)
+    return _batch(jobs, work, arguments, done="fused")
 
 
 def _data(arguments: "Namespace") -> int:
     return run_data(arguments, _bar("row", quiet=False))
+
+
+def _ablate(arguments: "Namespace") -> int:
+    from pathorestore.training.ablation import run_ablation
+
+    table = run_ablation(ablation_of(arguments), say=lambda line: print(line, flush=True), progress=sys.stderr.isatty())
+    print(f"\n{table.read_text(encoding='utf-8')}\ntable: {table}")
+    return 0
 
 
 _COMMANDS: dict[str, Callable[["Namespace"], int]] = {
@@ -194,6 +217,8 @@ _COMMANDS: dict[str, Callable[["Namespace"], int]] = {
     "simulate": _simulate,
     "export": _export,
     "data": _data,
+    "fuse": _fuse,
+    "ablate": _ablate,
 }
 # LightningCLI parses these itself
 _TRAINING = {
@@ -204,7 +229,7 @@ _TRAINING = {
 }
 
 
-def _show(result: "FileResult", arguments: "Namespace") -> None:
+def _show(result: "FileResult", arguments: "Namespace", *, done: str = "restored") -> None:
     from pathorestore.pipelines.report_text import result_lines
 
     if result.status == "failed":
@@ -212,7 +237,7 @@ def _show(result: "FileResult", arguments: "Namespace") -> None:
         if result.trace and arguments.verbose:
             print(result.trace, file=sys.stderr, end="")
     elif not arguments.quiet:
-        _say(result_lines(result), arguments)
+        _say(result_lines(result, done=done), arguments)
 
 
 def _say(text: str, arguments: "Namespace") -> None:
@@ -269,7 +294,7 @@ def _termination_as_interruption() -> Iterator[None]:
 
 def _plain(message: str) -> str:
     """An error of the argument parser in the words of the command line, on one line."""
-    commands = r"\b(?:restore|demo|info|simulate|data\.make|data\.check)\.(\w+)"
+    commands = r"\b(?:restore|demo|info|simulate|fuse|ablate|data\.make|data\.check)\.(\w+)"
     message = re.sub(commands, lambda match: _PLACES.get(match[1], f"--{match[1]}"), message)
     message = re.sub(r'Parser key "(\w+)"(?: element (\d+))?:', lambda match: f"--{match[1].replace('_', '-')}:", message)
     message = re.sub(r"<class '(\w+)'>", r"\1", message)
@@ -308,6 +333,10 @@ def _fill_restore(command: "ArgumentParser") -> None:
     command.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto", help="where to compute; auto takes CUDA if present")
     command.add_argument("--precision", choices=("auto", "fp32", "bf16"), default="auto", help="auto takes bf16 on CUDA that has it")
     command.add_argument("--seed", type=int, default=0, help="seed of the second stage; same seed, same result")
+    _fill_batch(command)
+
+
+def _fill_batch(command: "ArgumentParser") -> None:
     existing = command.add_mutually_exclusive_group()
     existing.add_argument("--overwrite", action="store_true", help="replace outputs that exist; an input is never replaced")
     existing.add_argument("--skip-existing", action="store_true", help="leave outputs that exist and do only the rest")
@@ -347,6 +376,11 @@ def _fill_max_pixels(command: "ArgumentParser") -> None:
     command.add_argument("--max-pixels", type=int, default=178_956_970, help="refuse images with more pixels than this")
 
 
+def _fill_fuse(command: "ArgumentParser") -> None:
+    fill_fuse(command)
+    _fill_batch(command)
+
+
 def _fill_export(command: "ArgumentParser") -> None:
     command.add_argument("checkpoint", type=str, metavar="CKPT", help="checkpoint of a run, such as runs/pformer/checkpoints/last.ckpt")
     command.add_argument("-o", "--output", required=True, type=str, help="folder for the weights; `restore --model` takes it")
@@ -361,4 +395,6 @@ _FILLERS: dict[str, tuple[Callable[["ArgumentParser"], None], str]] = {
     "simulate": (_fill_simulate, "turn a sharp image into a focal stack with exact labels"),
     "export": (_fill_export, "turn a training checkpoint into a model folder"),
     "data": (fill_data, "make and check the manifest that training reads"),
+    "fuse": (_fill_fuse, "make one all-in-focus image of each focal stack"),
+    "ablate": (fill_ablate, "train the variants of one of the paper's comparisons and tabulate them"),
 }

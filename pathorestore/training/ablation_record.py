@@ -107,7 +107,7 @@ def _line(table: Table, record: RowRecord, reference: RowRecord | None) -> Line:
     figures = {name: bootstrap_interval(values, groups) for name, values in own.items()}
     if reference is None or record is reference:
         return Line(record, figures, {})
-    return Line(record, figures, {name: paired_interval(values, per_image(reference, name)) for name, values in own.items()})
+    return Line(record, figures, {name: paired_interval(values, per_image(reference, name), groups) for name, values in own.items()})
 
 
 def per_image(record: RowRecord, figure: str) -> torch.Tensor:
