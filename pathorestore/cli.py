@@ -15,9 +15,9 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from pathorestore.cli_ablate import ablation_of, fill_ablate
 from pathorestore.cli_data import fill_data, run_data
 from pathorestore.cli_fuse import fill_fuse, stacks_to_fuse
+from pathorestore.cli_training import fill_ablate, fill_export, run_ablate, run_export
 from pathorestore.version import __version__
 
 if TYPE_CHECKING:
@@ -184,15 +184,6 @@ def _simulate(arguments: "Namespace") -> int:
     return 0
 
 
-def _export(arguments: "Namespace") -> int:
-    from pathorestore.training.export import export
-
-    exported = export(Path(arguments.checkpoint), Path(arguments.output), dtype=arguments.dtype, overwrite=arguments.overwrite)
-    weights = "moving average" if exported.averaged else "weights of the last step"
-    print(f"{exported.kind}   {exported.folder}\nparts    {', '.join(exported.parts)}\nweights  {weights}")
-    return 0
-
-
 def _fuse(arguments: "Namespace") -> int:
     jobs, work = stacks_to_fuse(arguments, _now)
     return _batch(jobs, work, arguments, done="fused")
@@ -202,23 +193,15 @@ def _data(arguments: "Namespace") -> int:
     return run_data(arguments, _bar("row", quiet=False))
 
 
-def _ablate(arguments: "Namespace") -> int:
-    from pathorestore.training.ablation import run_ablation
-
-    table = run_ablation(ablation_of(arguments), say=lambda line: print(line, flush=True), progress=sys.stderr.isatty())
-    print(f"\n{table.read_text(encoding='utf-8')}\ntable: {table}")
-    return 0
-
-
 _COMMANDS: dict[str, Callable[["Namespace"], int]] = {
     "restore": _restore,
     "demo": _demo,
     "info": _info,
     "simulate": _simulate,
-    "export": _export,
+    "export": run_export,
     "data": _data,
     "fuse": _fuse,
-    "ablate": _ablate,
+    "ablate": run_ablate,
 }
 # LightningCLI parses these itself
 _TRAINING = {
@@ -381,19 +364,12 @@ def _fill_fuse(command: "ArgumentParser") -> None:
     _fill_batch(command)
 
 
-def _fill_export(command: "ArgumentParser") -> None:
-    command.add_argument("checkpoint", type=str, metavar="CKPT", help="checkpoint of a run, such as runs/pformer/checkpoints/last.ckpt")
-    command.add_argument("-o", "--output", required=True, type=str, help="folder for the weights; `restore --model` takes it")
-    command.add_argument("--dtype", choices=("fp32", "fp16"), default="fp32", help="number format of the stored weights")
-    command.add_argument("--overwrite", action="store_true", help="replace a folder that exists")
-
-
 _FILLERS: dict[str, tuple[Callable[["ArgumentParser"], None], str]] = {
     "restore": (_fill_restore, "restore image files"),
     "demo": (_fill_demo, "defocus a real histology image, restore it, print figures, draw a picture"),
     "info": (_fill_info, "show versions, devices, models and licences, or how a file was made"),
     "simulate": (_fill_simulate, "turn a sharp image into a focal stack with exact labels"),
-    "export": (_fill_export, "turn a training checkpoint into a model folder"),
+    "export": (fill_export, "turn a training checkpoint into a model folder"),
     "data": (fill_data, "make and check the manifest that training reads"),
     "fuse": (_fill_fuse, "make one all-in-focus image of each focal stack"),
     "ablate": (fill_ablate, "train the variants of one of the paper's comparisons and tabulate them"),

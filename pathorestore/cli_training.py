@@ -1,5 +1,6 @@
-"""`pathorestore ablate`: what it takes, and the run that it asks for."""
+"""The verbs around training, `pathorestore export` and `pathorestore ablate`: what they take and what they print."""
 
+import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -9,8 +10,26 @@ if TYPE_CHECKING:
     from pathorestore.training.ablation import Ablation
 
 
+def fill_export(command: "ArgumentParser") -> None:
+    """Declare the options of `export`."""
+    command.add_argument("checkpoint", type=str, metavar="CKPT", help="checkpoint of a run, such as runs/pformer/checkpoints/last.ckpt")
+    command.add_argument("-o", "--output", required=True, type=str, help="folder for the weights; `restore --model` takes it")
+    command.add_argument("--dtype", choices=("fp32", "fp16"), default="fp32", help="number format of the stored weights")
+    command.add_argument("--overwrite", action="store_true", help="replace a folder that exists")
+
+
+def run_export(arguments: "Namespace") -> int:
+    """Export a checkpoint and say what was written; returns the exit code."""
+    from pathorestore.training.export import export
+
+    exported = export(Path(arguments.checkpoint), Path(arguments.output), dtype=arguments.dtype, overwrite=arguments.overwrite)
+    weights = "moving average" if exported.averaged else "weights of the last step"
+    print(f"{exported.kind}   {exported.folder}\nparts    {', '.join(exported.parts)}\nweights  {weights}")
+    return 0
+
+
 def fill_ablate(command: "ArgumentParser") -> None:
-    """Declare the verb's own options."""
+    """Declare the options of `ablate`."""
     kinds = ("router", "prompts", "estimator", "encoder")
     command.add_argument("kind", choices=kinds, help="which comparison: tables 4, 5, 6 and 7 of the paper")
     command.add_argument("--manifest", required=True, type=str, help="CSV or Parquet of sharp images, as `data make` writes it")
@@ -45,3 +64,12 @@ def ablation_of(arguments: "Namespace") -> "Ablation":
         crop_px=arguments.crop,
         encoders=tuple(arguments.encoder),
     )
+
+
+def run_ablate(arguments: "Namespace") -> int:
+    """Run an ablation and print its table; returns the exit code."""
+    from pathorestore.training.ablation import run_ablation
+
+    table = run_ablation(ablation_of(arguments), say=lambda line: print(line, flush=True), progress=sys.stderr.isatty())
+    print(f"\n{table.read_text(encoding='utf-8')}\ntable: {table}")
+    return 0
