@@ -92,9 +92,12 @@ class TrainingCLI(LightningCLI):
         self.config = parser.parse_args(args)
 
     def after_fit(self) -> None:
-        """Say what to do with what was trained."""
+        """Keep the last state, which need not fall on a step that is saved anyway, and say what to do with it."""
         last = Path(self.trainer.default_root_dir) / "checkpoints" / "last.ckpt"
-        if self.trainer.is_global_zero and last.exists():
+        if self.trainer.checkpoint_callback is None:
+            return
+        self.trainer.save_checkpoint(last)
+        if self.trainer.is_global_zero:
             print(f"checkpoint  {last}\nnext        pathorestore export {last} -o MODEL; --ckpt_path last goes on with the run")
 
     def instantiate_trainer(self, **kwargs: Any) -> pl.Trainer:
