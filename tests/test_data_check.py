@@ -6,6 +6,7 @@ import os
 import struct
 import warnings
 import zlib
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
@@ -23,6 +24,8 @@ from pathorestore.data import check
 from pathorestore.data.check import check_and_stamp, check_manifest, check_or_reuse, require_checked, stamp_path
 from pathorestore.data.defects import KINDS, CheckOptions
 from pathorestore.data.fingerprint import SAME_CORRELATION, correlation, fingerprint, lookalikes
+from pathorestore.data.image_cache import read_rgb
+from pathorestore.data.layouts import IMAGE_SUFFIXES, files_under
 from pathorestore.data.manifest import Manifest, Row, read_manifest, write_manifest
 from pathorestore.data.registration import shift_between, worst_shift
 from pathorestore.degradations.optical import simulate_stack
@@ -191,6 +194,10 @@ def test_a_patient_in_three_splits_is_told_at_the_first_row_of_each_later_one(fo
     assert "(row 2 and 3 more)" in defects[0].reason
 
 
+def test_a_file_listed_twice_is_told_once_though_its_rows_are_in_two_splits(folder):
+    assert found(folder, with_row(Row(path="sharp.png", split="val"), 6)) == [(6, "listed twice")]
+
+
 def test_slides_of_two_patients_may_share_a_number_and_a_leaking_patient_is_told_once(folder):
     assert found(folder, tuple(replace(row, slide="1") for row in ROWS)) == []
     rows = tuple(replace(row, slide="1", patient="A") for row in ROWS)
@@ -218,7 +225,8 @@ DISGUISES = {
     "turned and flipped, JPEG": lambda pixels: jpeg(np.ascontiguousarray(np.rot90(pixels, 3)[:, ::-1]), 60),
     "darker": lambda pixels: (pixels * 0.7).astype(np.uint8),
     "another stain": lambda pixels: pixels[..., ::-1],
-    "blurred": lambda pixels: cv2.GaussianBlur(pixels, (0, 0), 3),
+    "blurred": lambda pixels: cv2.GaussianBlur(pixels, (0, 0), 6),
+    "cut by some pixels": lambda pixels: pixels[3:-2, 2:-3],
 }
 
 
@@ -471,3 +479,46 @@ def test_what_training_asks_first_names_ten_defects_and_the_command(folder):
 def test_options_are_checked_at_birth(options):
     with pytest.raises(ValueError, match=next(iter(options))):
         CheckOptions(**options)
+
+
+def real(test: Callable[..., None]) -> Callable[..., None]:
+    """Needs the folder of images named by PATHORESTORE_DATA."""
+    told = pytest.mark.skipif("PATHORESTORE_DATA" not in os.environ, reason="PATHORESTORE_DATA is not set")
+    return pytest.mark.real_data(told(test))
+
+
+@pytest.fixture
+def sections() -> list[np.ndarray]:
+    """Windows of real sections, 256 px, no two of them overlapping."""
+    folder = Path(os.environ["PATHORESTORE_DATA"])
+    windows = []
+    for pixels in (read_rgb(path) for path in files_under(folder, IMAGE_SUFFIXES)):
+        rows, columns = (range(0, side - 255, 256) for side in pixels.shape[:2])
+        windows += [np.ascontiguousarray(pixels[y : y + 256, x : x + 256]) for y in rows for x in columns]
+    return windows
+
+
+@real
+def test_no_two_windows_of_real_sections_are_taken_for_one_and_their_copies_are(sections):
+    blocks = [fingerprint(pixels, cv2.cvtColor(pixels, cv2.COLOR_RGB2GRAY)).block for pixels in sections]
+    copies = [
+        fingerprint(copy, cv2.cvtColor(copy, cv2.COLOR_RGB2GRAY)).block for copy in (jpeg(resized(pixels, 0.7), 60) for pixels in sections)
+    ]
+    known = [(block, copy) for block, copy in zip(blocks, copies, strict=True) if block is not None and copy is not None]
+    assert len(known) > 0.9 * len(sections)
+    pairs = {(one.first, one.second) for one in lookalikes([block for block, _ in known], [copy for _, copy in known])}
+    assert pairs == {(place, place) for place in range(len(known))}
+
+
+@real
+def test_real_sections_out_of_focus_raise_no_alarm_about_shift(sections):
+    certain = 0
+    for number, pixels in enumerate(sections[::8]):
+        setting = (Setting.ideal, Setting.scanner, Setting.shifted)[number % 3]()
+        image = torch.from_numpy(pixels).permute(2, 0, 1)[None] / 255
+        stack = simulate_stack(image, torch.tensor([-3.0, 6.0]), setting=setting, generator=torch.Generator().manual_seed(number))
+        for plane in stack.planes:
+            shift = shift_between(stack.clean[0].mean(dim=0).numpy() * 255, plane.mean(dim=0).numpy() * 255)
+            assert not shift.surely_exceeds(1.0)
+            certain += shift.certain
+    assert certain > 0.5 * 2 * len(sections[::8])

@@ -1,16 +1,15 @@
 """A folder becomes a manifest: what is recognised, what is joined, and that nobody ends up on both sides of a split."""
 
 import re
-import sys
 from collections import Counter
 from pathlib import Path
 
+import cv2
 import numpy as np
 import pytest
-from hypothesis import assume, given
+from hypothesis import example, given
 from hypothesis import strategies as st
-from PIL import Image
-from tissue_files import save
+from tissue_files import save, tissue
 
 from pathorestore.data.check import check_manifest
 from pathorestore.data.defects import CheckOptions
@@ -18,7 +17,7 @@ from pathorestore.data.facts import Facts
 from pathorestore.data.layouts import CLEAN, DEGRADED, recognise
 from pathorestore.data.make import MakeOptions, make_manifest, placed
 from pathorestore.data.manifest import SPLITS, Manifest, Row, read_manifest, write_manifest
-from pathorestore.data.splits import folder_split, parse_ratio, split_groups
+from pathorestore.data.splits import folder_split, parse_ratio, split_groups, with_splits
 
 DOT = np.zeros((8, 8, 3), np.uint8)
 
@@ -78,7 +77,7 @@ def test_pairs_are_matched_by_stem_and_the_lonely_are_named(tmp_path, degraded, 
         assert words in told
 
 
-@pytest.mark.parametrize("order", ["{split}/{role}", "{role}/{split}"])
+@pytest.mark.parametrize("order", ["{split}/{role}", "{role}/{split}", "clean/{split}/{role}"])
 def test_pairs_keep_the_split_of_their_folders_whatever_comes_first(tmp_path, order):
     for split in ("train", "val"):
         for role in ("lq", "hq"):
@@ -176,6 +175,7 @@ NAMES = st.lists(st.text(min_size=1, max_size=6), unique=True, min_size=1, max_s
 SHARES = st.tuples(*[st.integers(0, 9)] * 3).filter(any)
 
 
+@example(names=["a", "b"], ratio=(1, 5, 5), seed=0)
 @given(names=NAMES, ratio=SHARES, seed=st.integers(0, 5))
 def test_groups_are_split_in_the_ratio_and_no_split_of_positive_share_is_empty_if_there_are_enough(names, ratio, seed):
     of = split_groups(names, ratio, seed=seed)
@@ -189,9 +189,9 @@ def test_groups_are_split_in_the_ratio_and_no_split_of_positive_share_is_empty_i
         assert abs(counts[split] - len(names) * share / sum(ratio)) <= 2
 
 
-@given(names=NAMES, ratio=SHARES)
-def test_another_seed_is_another_split_and_a_late_group_moves_few(names, ratio):
-    assume(len(names) >= 30 and min(ratio) > 0)
+@given(count=st.integers(30, 200), ratio=st.tuples(*[st.integers(1, 9)] * 3))
+def test_another_seed_is_another_split_and_a_late_group_moves_few(count, ratio):
+    names = [str(number) for number in range(count)]
     of = split_groups(names, ratio, seed=0)
     assert of != split_groups(names, ratio, seed=1)
     more = split_groups([*names, "a name that comes late"], ratio, seed=0)
@@ -206,8 +206,6 @@ def test_no_patient_slide_or_target_is_ever_on_both_sides(tmp_path, data, seed):
         for number, (patient, slide, target) in enumerate(data.draw(st.lists(st.tuples(group, group, group), min_size=1, max_size=20)))
     ]
     write_manifest(tmp_path / "m.csv", rows)
-    from pathorestore.data.splits import with_splits
-
     split = with_splits(rows, [None] * len(rows), (6, 2, 2), seed=seed)
     kinds = {one.kind for one in check_manifest(Manifest(tmp_path / "m.csv", tuple(split)), CheckOptions(workers=1))}
     assert kinds <= {"missing file"}
@@ -338,28 +336,48 @@ def test_a_ratio_that_is_none_is_named(text):
         parse_ratio(text)
 
 
-def test_focal_stacks_come_from_their_own_reader_and_planes_stay_together(tmp_path, monkeypatch):
-    """Whatever the reader says of planes, the split follows patients and targets."""
-    images(
-        tmp_path, *(f"S{slide}/1_{plane:02d}.png" for slide in range(9) for plane in range(3)), *(f"S{slide}/Z_1.png" for slide in range(9))
-    )
+def stacks(folder: Path, slides: int) -> Path:
+    """The planes and fused targets of one field for each slide."""
+    for slide in range(slides):
+        clean = tissue(slide, 64, 64)
+        save(folder / f"S{slide}" / "Z_1.png", clean)
+        for plane, blur in enumerate((2.0, 0.5, 2.0)):
+            save(folder / f"S{slide}" / f"1_{plane:02d}.png", cv2.GaussianBlur(clean, (0, 0), blur))
+    return folder
 
-    class Reader:
-        @staticmethod
-        def mop_rows(folder: Path, *, plane_um: float, mpp: float | None) -> list[Row]:
-            planes = [(slide, plane) for slide in range(9) for plane in range(3)]
-            return [
-                Row(path=f"{folder}/S{slide}/1_{plane:02d}.png", target=f"{folder}/S{slide}/Z_1.png", z_um=plane * plane_um, mpp=mpp)
-                for slide, plane in planes
-            ]
 
-    monkeypatch.setitem(sys.modules, "pathorestore.data.focal_stack", Reader)
-    rows, notes = made(tmp_path, plane_um=0.5, mpp=0.3)
+def test_planes_of_focal_stacks_get_their_target_and_stay_together(tmp_path):
+    rows, notes = made(stacks(tmp_path, 9), plane_um=0.5, mpp=0.3)
     assert "--layout mop" in notes[0]
-    assert [row.z_um for row in rows[:3]] == [0.0, 0.5, 1.0]
+    assert len(rows) == 27
     assert {row.mpp for row in rows} == {0.3}
-    assert len({(row.target, row.split) for row in rows}) == 9
+    assert len({(row.slide, row.target, row.split) for row in rows}) == 9
     assert {row.split for row in rows} == set(SPLITS)
+
+
+def test_the_lists_of_focal_stacks_tell_their_splits(tmp_path):
+    stacks(tmp_path, 3)
+    for slide, split in enumerate(SPLITS):
+        (tmp_path / f"{split}.txt").write_text("".join(f"S{slide}/1_{plane:02d}.png 0.5 {plane - 1}\n" for plane in range(3)))
+    rows, _ = made(tmp_path)
+    assert {(row.slide, row.split) for row in rows} == {("S0", "train"), ("S1", "val"), ("S2", "test")}
+    assert [row.z_um for row in rows[:3]] == [-1, 0, 1]
+
+
+def test_planes_that_show_nothing_have_no_labels_and_are_named(tmp_path):
+    for name in ("1_00", "1_01", "Z_1"):
+        save(tmp_path / "S" / f"{name}.png", DOT)
+    rows, notes = made(tmp_path)
+    assert [row.z_um for row in rows] == [None, None]
+    assert any("S/1_00.png, S/1_01.png" in line for line in notes)
+
+
+def test_the_3dhistech_set_is_read_by_its_own_reader(tmp_path):
+    images(tmp_path, "train/lq/a.png", "train/gt/a.png", "test/lq/b.png", "test/gt/b.png")
+    (tmp_path / "3D_anno.csv").write_text("name,label\nb.png,1\n")
+    rows, notes = made(tmp_path)
+    assert "--layout 3dhistech" in notes[0]
+    assert [(Path(row.path).name, row.split, row.extra) for row in rows] == [("b.png", "test", (("label", "1"),)), ("a.png", "train", ())]
 
 
 def test_what_is_made_passes_the_check(tmp_path):
@@ -369,4 +387,3 @@ def test_what_is_made_passes_the_check(tmp_path):
     rows, _ = made(tmp_path, patient_regex=r"(P\d+)_")
     write_manifest(tmp_path / "m.csv", placed(rows, tmp_path / "m.csv"))
     assert check_manifest(read_manifest(tmp_path / "m.csv"), CheckOptions(crop_px=64, workers=1)) == []
-    assert Image.open(rows[0].path).size == (64, 64)

@@ -13,7 +13,9 @@ from pathlib import Path
 from typing import Any
 
 from pathorestore.atomic import write_atomic
-from pathorestore.data.defects import KINDS, CheckOptions, Defect, defect, identity, row_number
+from pathorestore.data.defects import KINDS, defect, identity, row_number
+from pathorestore.data.defects import CheckOptions as CheckOptions
+from pathorestore.data.defects import Defect as Defect
 from pathorestore.data.fingerprint import lookalikes
 from pathorestore.data.manifest import SPLITS, Manifest, read_manifest
 from pathorestore.data.picture_rules import Examined, examine
@@ -88,20 +90,20 @@ def stamp_path(manifest: Path) -> Path:
 def _duplicates(manifest: Manifest, examined: Sequence[Examined]) -> Iterator[Defect]:
     """One picture in two splits: the row of the later split (in the order train, val, test) is named."""
     scenes: dict[str, dict[Path, Examined]] = {split: {} for split in SPLITS}
-    for one in sorted(examined, key=lambda one: one.index):
+    for one in sorted(examined, key=lambda one: one.place):
         if one.scene.digest:
-            scenes[manifest.rows[one.index].split].setdefault(identity(manifest, one.file), one)
+            scenes[manifest.rows[one.place].split].setdefault(identity(manifest, one.file), one)
     told: set[int] = set()
     for known_split, later_split in combinations(SPLITS, 2):
+        known = list(scenes[known_split].values())
         # a file that is in both splits is told as such
-        known = [one for file, one in scenes[known_split].items() if file not in scenes[later_split]]
         later = [one for file, one in scenes[later_split].items() if file not in scenes[known_split]]
         for first, second, likeness in _pairs(known, later):
-            if second.index not in told:
-                told.add(second.index)
-                row = manifest.rows[first.index]
-                reason = f"shows what row {row_number(first.index)} ({row.path}) of split {known_split} shows ({likeness})"
-                yield defect(second.index, manifest.rows[second.index], "duplicate", f"{reason}; keep both in one split, or one of them")
+            if second.place not in told:
+                told.add(second.place)
+                row = manifest.rows[first.place]
+                reason = f"shows what row {row_number(first.place)} ({row.path}) of split {known_split} shows ({likeness})"
+                yield defect(second.place, manifest.rows[second.place], "duplicate", f"{reason}; keep both in one split, or one of them")
 
 
 def _pairs(known: Sequence[Examined], later: Sequence[Examined]) -> Iterator[tuple[Examined, Examined, str]]:

@@ -51,7 +51,7 @@ def fingerprint(pixels: NDArray[np.uint8], gray: NDArray[np.uint8]) -> Fingerpri
     texture = cv2.idct(block).astype(np.float64) ** 2
     pixels_of_it = float(texture.sum() ** 2 / max((texture**2).sum(), 1e-12))
     faint = contrast < _FAINTEST or pixels_of_it < _FEWEST_PIXELS
-    return Fingerprint(hashlib.sha256(np.ascontiguousarray(pixels)).digest(), None if faint else whole[:_KEPT, :_KEPT].copy())
+    return Fingerprint(hashlib.sha256(pixels.tobytes()).digest(), None if faint else whole[:_KEPT, :_KEPT].copy())
 
 
 def correlation(first: Block, second: Block) -> float:

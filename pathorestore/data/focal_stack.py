@@ -18,12 +18,12 @@ from pathorestore.data.splits import folder_split
 from pathorestore.data.stack_files import TARGET_PREFIX, StackFiles, find_stacks
 from pathorestore.data.stack_lists import Listed, list_files, read_lists
 from pathorestore.functional.color import luminance, srgb_to_linear
-from pathorestore.functional.optics import Optics, measured_ctf
+from pathorestore.functional.optics import Optics, band_mtf, measured_ctf
 from pathorestore.image import from_uint8
 
 _ASSUMED_MPP = 0.25
-_TILE_PX = 256
-_TILES = 12
+_TILE_PX, _SMALLEST_TILE_PX = 256, 96
+_PARTS = 4  # along each side of the field
 _IN_FOCUS = 0.9
 _HISTECH_LABELS = "3D_anno.csv"
 
@@ -89,7 +89,7 @@ def mop_rows(folder: Path, *, plane_um: float = 0.8, mpp: float | None = None, o
         _check_targets(folder, stacks)
     lists = list_files(folder) if options.lists is None else options.lists
     listed = read_lists(lists, (path for stack in stacks for path in stack.planes), folder, distance_um=options.distance_um)
-    return [row for stack in stacks for row in _rows(stack, listed, options)]
+    return [replace(row, slide=_slide(stack, folder)) for stack in stacks for row in _rows(stack, listed, options)]
 
 
 def histech_rows(folder: Path) -> list[Row]:
@@ -114,8 +114,9 @@ def histech_rows(folder: Path) -> list[Row]:
 def stack_labels(planes: Tensor, target: Tensor | None, optics: Optics, plane_um: float) -> StackLabels:
     """Labels of the planes n 3 h w of one field, against its sharp target 1 3 h w or, without one, against the stack itself.
 
-    The CTF value of a plane is the mean of `measured_ctf` over the twelve most textured tiles of 256 px that are not blank; the focus of a
-    tile lies at the vertex of a parabola through the largest value and its neighbours, that of the field at their mean.
+    The CTF value of a plane is the mean of `measured_ctf` over up to 16 tiles of at most 256 px, spread over the field, blank ones left out,
+    and no larger than the optics allow at the distance of the sharpest plane from focus. The focus of a tile lies at the vertex of a
+    parabola through the largest value and its neighbours, that of the field at their mean.
     Raises ValueError for fewer than two planes and another size of the target.
     """
     if len(planes) < 2 or (target is not None and target.shape[-2:] != planes.shape[-2:]):
@@ -127,19 +128,23 @@ def stack_labels(planes: Tensor, target: Tensor | None, optics: Optics, plane_um
 
 
 def _textured(images: Iterable[Tensor]) -> list[Box]:
-    """The tiles with most fine detail, in the sharpest of the images 3 h w."""
+    """Tiles all over the field, each the one with most fine detail in its part of it, in the sharpest of the images 3 h w."""
     return max((_detailed(image[None]) for image in images), key=lambda found: found[0])[1]
 
 
 def _detailed(image: Tensor) -> tuple[float, list[Box]]:
-    """How much fine detail an image 1 3 h w shows, and the tiles that show most of it."""
+    """How much fine detail an image 1 3 h w shows, and where: the tile that shows most of it in each of up to 4 x 4 parts."""
     light = luminance(srgb_to_linear(image))
     detail = (light - F.avg_pool2d(F.pad(light, (1, 1, 1, 1), mode="replicate"), 3, 1)).square()
-    tall, wide = (min(_TILE_PX, side) for side in detail.shape[-2:])
+    tall, wide = (max(min(_TILE_PX, side // 2), min(_SMALLEST_TILE_PX, side)) for side in detail.shape[-2:])
     cells = F.avg_pool2d(detail, (tall, wide))[0, 0]
-    best = cells.flatten().argsort(descending=True, stable=True)[:_TILES].tolist()
-    corners = [(index // cells.shape[1] * tall, index % cells.shape[1] * wide) for index in best]
-    return float(detail.mean()), [(slice(top, top + tall), slice(left, left + wide)) for top, left in corners]
+    boxes = []
+    for rows in torch.arange(cells.shape[0]).tensor_split(min(_PARTS, cells.shape[0])):
+        for columns in torch.arange(cells.shape[1]).tensor_split(min(_PARTS, cells.shape[1])):
+            best = int(cells[rows][:, columns].argmax())
+            top, left = int(rows[best // len(columns)]) * tall, int(columns[best % len(columns)]) * wide
+            boxes.append((slice(top, top + tall), slice(left, left + wide)))
+    return float(detail.mean()), boxes
 
 
 def _crops(image: Tensor, boxes: Sequence[Box]) -> Tensor:
@@ -153,8 +158,8 @@ def _measured(crops: Tensor, targets: Tensor | None, optics: Optics, plane_um: f
     for index, tile in enumerate(crops):
         measured = measured_ctf(tile, None if targets is None else targets[index : index + 1], optics)
         if bool(measured.valid.all()):
-            curves.append(measured.value)
             peaks.append(_vertex(measured.value))
+            curves.append(_limited(measured.value, peaks[-1], optics, plane_um))
     if not curves:
         nothing = torch.full((count,), float("nan"))
         return StackLabels(z_um=nothing, ctf=nothing, best_plane=0, valid=False)
@@ -162,6 +167,16 @@ def _measured(crops: Tensor, targets: Tensor | None, optics: Optics, plane_um: f
     best, focus = int(ctf.argmax()), sum(peaks) / len(peaks)
     inside = 0 < best < count - 1 or float(ctf[best]) >= _IN_FOCUS
     return StackLabels(z_um=(torch.arange(count) - focus) * plane_um, ctf=ctf, best_plane=best, valid=inside)
+
+
+def _limited(values: Tensor, focus: float, optics: Optics, plane_um: float) -> Tensor:
+    """CTF values scaled down so that the sharpest plane has at most what the optics pass at its distance from focus.
+
+    A target fused from the planes is no sharper than they are: where the focus lies between two of them, they would be measured as 1.
+    """
+    best = int(values.argmax())
+    most = band_mtf(torch.tensor([(best - focus) * plane_um]).abs(), optics).to(values.device)
+    return values * (most / values[best].clamp(min=1e-6)).clamp(max=1)
 
 
 def _vertex(values: Tensor) -> float:
@@ -172,6 +187,11 @@ def _vertex(values: Tensor) -> float:
     before, at, after = values[best - 1 : best + 2].tolist()
     bend = before - 2 * at + after
     return best + (0.5 * (before - after) / bend if bend < 0 else 0.0)
+
+
+def _slide(stack: StackFiles, folder: Path) -> str:
+    """The folder of a slide, told from all others under `folder`."""
+    return stack.folder.name if stack.folder == folder else stack.folder.relative_to(folder).as_posix()
 
 
 def _rows(stack: StackFiles, listed: dict[Path, Listed], options: StackOptions) -> list[Row]:
@@ -185,7 +205,6 @@ def _rows(stack: StackFiles, listed: dict[Path, Listed], options: StackOptions) 
         rows.append(
             Row(
                 path=str(path),
-                slide=stack.folder.name,
                 mpp=options.mpp,
                 z_um=z_um,
                 ctf=ctf,

@@ -124,18 +124,22 @@ def paired_rows(folder: Path, note: Note) -> list[Row]:
     return [Row(path=str(degraded[key]), target=str(clean[key])) for key in both]
 
 
-def stack_rows(folder: Path, *, plane_um: float, mpp: float | None) -> list[Row]:
-    """A row for each plane of each focal stack."""
+def stack_rows(folder: Path, note: Note, *, plane_um: float, mpp: float | None) -> list[Row]:
+    """A row for each plane of each focal stack. Raises what `mop_rows` does."""
     from pathorestore.data.focal_stack import mop_rows
 
-    return list(mop_rows(folder, plane_um=plane_um, mpp=mpp))
+    rows = mop_rows(folder, plane_um=plane_um, mpp=mpp)
+    silent = [Path(row.path) for row in rows if row.z_um is None]
+    if silent:
+        note(f"planes without labels, which neither lists nor the images tell: {_names(silent, folder)}")
+    return rows
 
 
 def histech_rows(folder: Path) -> list[Row]:
-    """A row for each patch of the 3DHistech set."""
+    """A row for each patch of the 3DHistech set. Raises what `focal_stack.histech_rows` does."""
     from pathorestore.data import focal_stack
 
-    return list(focal_stack.histech_rows(folder))
+    return focal_stack.histech_rows(folder)
 
 
 def _role(relative: Path) -> str:

@@ -13,6 +13,7 @@ from pathorestore.data.facts import Facts, Joined
 from pathorestore.data.layouts import LAYOUTS, Note, recognise
 from pathorestore.data.manifest import Row
 from pathorestore.data.splits import Ratio, folder_split, with_splits
+from pathorestore.data.stack_lists import list_files
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -54,17 +55,23 @@ class MakeOptions:
 def make_manifest(folder: Path, options: MakeOptions, *, note: Note = lambda line: None) -> list[Row]:
     """The rows of the images under a folder, paths absolute, in the order of their names.
 
-    `note` hears, in sentences, what was recognised and what was left out. Splits: facts go before folders named train, val or test, and
-    these before the ratio. Raises OSError, ImportError and ValueError for folders and facts that make no manifest.
+    `note` hears, in sentences, what was recognised and what was left out. Splits: facts go before the lists of focal stacks, these before
+    folders named train, val or test, and these before the ratio.
+    Raises OSError, ImportError and ValueError for folders and facts that make no manifest.
     """
     folder = Path(os.path.abspath(folder))  # noqa: PTH100  links stay as the user has set them
     if not folder.is_dir():
         raise NotADirectoryError(f"{folder}: is no folder; name the folder that holds the images")
-    joined = _with_facts(_rows(folder, options, note), options, note)
+    layout = options.layout
+    if layout == "auto":
+        layout = recognise(folder)
+        note(f"recognised as {LAYOUTS[layout]}; --layout {layout} says so, or name another")
+    listed = layout == "mop" and bool(list_files(folder))
+    joined = _with_facts(_rows(folder, layout, options, note), options, note)
     rows = [_completed(one.row, folder, options) for one in joined]
     if options.patient_regex:
         _note_patients(rows, folder, options, note)
-    named = [one.split or folder_split(_relative(one.row, folder)) for one in joined]
+    named = [one.split or (one.row.split if listed else folder_split(_relative(one.row, folder))) for one in joined]
     made = with_splits(rows, named, options.ratio, seed=options.seed)
     if len(made) < len(rows):
         lost = Counter(_relative(row, folder).parts[0] for row, split in zip(rows, named, strict=True) if not split)
@@ -83,11 +90,7 @@ def placed(rows: Sequence[Row], manifest: Path) -> list[Row]:
     return [replace(row, path=name(row.path), target=name(row.target)) for row in rows]
 
 
-def _rows(folder: Path, options: MakeOptions, note: Note) -> list[Row]:
-    layout = options.layout
-    if layout == "auto":
-        layout = recognise(folder)
-        note(f"recognised as {LAYOUTS[layout]}; --layout {layout} says so, or name another")
+def _rows(folder: Path, layout: str, options: MakeOptions, note: Note) -> list[Row]:
     if layout == "sharp":
         return layouts.sharp_rows(folder, note)
     if layout == "paired":
@@ -95,7 +98,7 @@ def _rows(folder: Path, options: MakeOptions, note: Note) -> list[Row]:
     if layout == "slides":
         return layouts.slide_rows(folder, note)
     if layout == "mop":
-        return layouts.stack_rows(folder, plane_um=options.plane_um, mpp=options.mpp)
+        return layouts.stack_rows(folder, note, plane_um=options.plane_um, mpp=options.mpp)
     return layouts.histech_rows(folder)
 
 

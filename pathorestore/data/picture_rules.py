@@ -33,7 +33,7 @@ class Picture(NamedTuple):
 class Examined(NamedTuple):
     """One row: its place among the manifest's rows, what is wrong with its files, the file that shows its scene, and the scene."""
 
-    index: int
+    place: int
     defects: tuple[Defect, ...]
     file: str
     scene: Fingerprint

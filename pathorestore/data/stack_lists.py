@@ -40,13 +40,13 @@ def read_lists(lists: Sequence[Path], planes: Iterable[Path], folder: Path, *, d
             where = f"{file}, line {number}"
             name, ctf, distance = _values(line, where)
             alike = tails.get(Path(name).parts[-2:], [])
-            path = known.get(folder / name) or (alike[0] if len(alike) == 1 else None)
-            if path is None:
+            plane = known.get(folder / name) or (alike[0] if len(alike) == 1 else None)
+            if plane is None:
                 what = "fits several planes, name it from the folder on" if alike else "is no plane; mend the path or delete the line"
                 raise ValueError(f"{where}: {name} {what} ({folder})")
-            if path in found:
-                raise ValueError(f"{where}: {name} is listed before, in {found[path].where}; keep one of the lines")
-            found[path] = Listed(ctf, distance * distance_um, _split(file), where)
+            if plane in found:
+                raise ValueError(f"{where}: {name} is listed before, in {found[plane].where}; keep one of the lines")
+            found[plane] = Listed(ctf, distance * distance_um, _split(file), where)
     return found
 
 

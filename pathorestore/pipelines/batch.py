@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from time import perf_counter
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 
 from pathorestore.pipelines.image_file import READ_SUFFIXES, WRITE_SUFFIXES, ImageFileError, encoder_for
 
@@ -26,6 +26,9 @@ class Job:
 
     input: Path
     output: Path
+
+
+AnyJob = TypeVar("AnyJob", bound=Job)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -99,14 +102,14 @@ def plan_outputs(inputs: Sequence[str | Path], output: str | Path) -> list[Job]:
         raise PlanError("no input given; name at least one image file or folder")
     paths, target = [Path(item) for item in inputs], Path(output)
     single_file = len(paths) == 1 and not paths[0].is_dir()
-    _check_folders(target if not single_file else target.parent)
-    if single_file and not _is_folder(output):
-        jobs = [Job(paths[0], _writable(target))]
+    check_folders(target if not single_file else target.parent)
+    if single_file and not names_folder(output):
+        jobs = [Job(paths[0], writable(target))]
     else:
-        if not _is_folder(output):
+        if not names_folder(output):
             why = "the input is a folder" if len(paths) == 1 else "there are several inputs"
             raise PlanError(f"{why}, so the output must be a folder, but {target} is named like a file; try -o {target.with_suffix('')}/")
-        _check_folders(target)
+        check_folders(target)
         jobs = [job for path in paths for job in _jobs_under(path, target)]
     jobs = list(dict.fromkeys(jobs))  # the same input named twice
     _check_collisions(jobs)
@@ -114,8 +117,8 @@ def plan_outputs(inputs: Sequence[str | Path], output: str | Path) -> list[Job]:
 
 
 def run_batch(
-    jobs: Sequence[Job],
-    work: Callable[[Job], Done],
+    jobs: Sequence[AnyJob],
+    work: Callable[[AnyJob], Done],
     *,
     existing: Existing = "refuse",
     on_result: Callable[[FileResult], None] = lambda _: None,
@@ -150,7 +153,7 @@ def explain(error: BaseException) -> str:
     return text if isinstance(error, ValueError | OSError) and text else f"unexpected {type(error).__name__}: {text or 'no message'}"
 
 
-def _run_one(job: Job, work: Callable[[Job], Done], existing: Existing) -> FileResult:
+def _run_one(job: AnyJob, work: Callable[[AnyJob], Done], existing: Existing) -> FileResult:
     start = perf_counter()
     try:
         there = job.output.is_file()
@@ -183,7 +186,8 @@ def _is_out_of_memory(error: BaseException) -> bool:
     return isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError" or "can't allocate memory" in str(error)
 
 
-def _is_folder(output: str | Path) -> bool:
+def names_folder(output: str | Path) -> bool:
+    """Whether an output is meant as a folder: an existing one, one written with a trailing slash, or a name without a suffix."""
     path = Path(output)
     return path.is_dir() or str(output).endswith(("/", os.sep)) or not (path.suffix or path.exists())
 
@@ -208,7 +212,8 @@ def _images_under(folder: Path, target: Path) -> Iterator[Path]:
         yield from (Path(here) / name for name in names if not name.startswith(".") and Path(name).suffix.lower() in READ_SUFFIXES)
 
 
-def _writable(path: Path) -> Path:
+def writable(path: Path) -> Path:
+    """The path, if its suffix is one that is written. Raises PlanError otherwise."""
     try:
         encoder_for(path)
     except ImageFileError as error:
@@ -220,7 +225,7 @@ def _output_name(name: str) -> str:
     return name if Path(name).suffix.lower() in WRITE_SUFFIXES else f"{name}.png"
 
 
-def _check_folders(folder: Path) -> None:
+def check_folders(folder: Path) -> None:
     """Raise PlanError if the nearest existing thing on the way to a folder is not a folder."""
     nearest = next(path for path in (folder, *folder.parents) if path.exists() or path == path.parent or str(path) == ".")
     if nearest.exists() and not nearest.is_dir():

@@ -2,10 +2,10 @@
 
 import hashlib
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, BinaryIO, Literal, NoReturn, TypeVar
 
 import numpy as np
 import torch
@@ -17,9 +17,20 @@ from pathorestore.image import check_image
 from pathorestore.pipelines.pillow_file import decode_bmp, decode_jpeg, decode_png, encode_jpeg, encode_png
 from pathorestore.pipelines.provenance import Provenance
 from pathorestore.pipelines.raster import DEFAULT_MAX_PIXELS, ImageFileError, Pixels, Raster, rounded, sniff
-from pathorestore.pipelines.tiff_file import decode_tiff, encode_tiff
+from pathorestore.pipelines.tiff_file import decode_tiff, decode_tiff_stack, encode_tiff
 
-__all__ = ["DEFAULT_MAX_PIXELS", "READ_SUFFIXES", "WRITE_SUFFIXES", "ImageFile", "ImageFileError", "read_image_file", "write_image_file"]
+__all__ = [
+    "DEFAULT_MAX_PIXELS",
+    "READ_SUFFIXES",
+    "WRITE_SUFFIXES",
+    "ImageFile",
+    "ImageFileError",
+    "read_image_file",
+    "read_image_stack",
+    "write_image_file",
+]
+
+T = TypeVar("T")
 
 Encoder = Callable[[Raster, Provenance], tuple[bytes, tuple[str, ...]]]
 
@@ -70,6 +81,27 @@ def read_image_file(path: Path, *, max_pixels: int = DEFAULT_MAX_PIXELS) -> Imag
     Palettes are looked up, CMYK becomes sRGB, EXIF and TIFF orientation is applied. The size is checked against `max_pixels` in the header,
     before anything is decoded. Raises OSError if the file cannot be opened, ImageFileError if it is no image, damaged, or too large.
     """
+    raster, kind, digest = _decoded(path, _DECODERS, max_pixels)
+    return _image_file(path, raster, kind, digest)
+
+
+def read_image_stack(path: Path, *, max_pixels: int = DEFAULT_MAX_PIXELS) -> list[ImageFile]:
+    """Read the planes of a multi-page TIFF or OME-TIFF z-stack; `max_pixels` is the limit for all of them together.
+
+    Raises OSError if the file cannot be opened, ImageFileError if it is no stack, damaged, or too large.
+    """
+    rasters, kind, digest = _decoded(path, dict.fromkeys(_DECODERS, _one_plane) | {"TIFF": decode_tiff_stack}, max_pixels)
+    return [_image_file(path, raster, kind, digest) for raster in rasters]
+
+
+def _one_plane(file: BinaryIO, max_pixels: int) -> NoReturn:
+    raise ImageFileError(
+        "holds one plane, and a stack has two or more; name their folder, all of their files, or a TIFF with a page for each"
+    )
+
+
+def _decoded(path: Path, decoders: Mapping[str, Callable[[BinaryIO, int], T]], max_pixels: int) -> tuple[T, str, str]:
+    """What the decoder of a file's format makes of it, the format, and the hash of its bytes."""
     if path.exists() and not path.is_file():
         raise ImageFileError(f"{path}: is {'a folder' if path.is_dir() else 'not a regular file'}; expected an image file")
     with path.open("rb") as file, warnings.catch_warnings():
@@ -77,7 +109,7 @@ def read_image_file(path: Path, *, max_pixels: int = DEFAULT_MAX_PIXELS) -> Imag
         kind = "image"
         try:
             kind = sniff(file)
-            raster = _DECODERS[kind](file, max_pixels)
+            decoded = decoders[kind](file, max_pixels)
         except ImageFileError as error:
             raise ImageFileError(f"{path}: {error}") from error
         except MemoryError:
@@ -86,7 +118,7 @@ def read_image_file(path: Path, *, max_pixels: int = DEFAULT_MAX_PIXELS) -> Imag
             raise ImageFileError(f"{path}: damaged or truncated {kind} ({_one_line(error)}); copy or export it again") from error
         file.seek(0)
         digest = hashlib.file_digest(file, "sha256").hexdigest()
-    return _image_file(path, raster, kind, digest)
+    return decoded, kind, digest
 
 
 def write_image_file(path: Path, image: Tensor, like: ImageFile, provenance: Provenance, *, overwrite: bool = False) -> tuple[str, ...]:

@@ -15,22 +15,22 @@ def aligned(rows: Sequence[Sequence[str]], *, right: frozenset[int] = frozenset(
     return "\n".join(line.rstrip() for line in lines)
 
 
-def result_lines(result: FileResult) -> str:
-    """One line for a file that did not fail, and one for each note."""
+def result_lines(result: FileResult, *, done: str = "restored") -> str:
+    """One line for a file that did not fail, and one for each note. done: the word for what was done to it."""
     numbers = f"  {result.megapixels:.2f} Mpx  {result.seconds:.1f} s" if result.status == "restored" else ""
     notes = "".join(f"\n          {note}" for note in result.notes)
-    return f"{result.status:<9} {result.input} -> {result.output}{numbers}{notes}"
+    return f"{done if result.status == 'restored' else result.status:<9} {result.input} -> {result.output}{numbers}{notes}"
 
 
-def batch_table(report: BatchReport) -> str:
-    """The closing table of a batch: files, megapixels and seconds by outcome."""
+def batch_table(report: BatchReport, *, done: str = "restored") -> str:
+    """The closing table of a batch: files, megapixels and seconds by outcome. done: the word for what was done to them."""
     rows = [["", "files", "Mpx", "seconds"]]
     for status in ("restored", "skipped", "failed"):
         chosen = [result for result in report.results if result.status == status]
         if not chosen and status != "restored":
             continue
         megapixels, seconds = sum(result.megapixels for result in chosen), sum(result.seconds for result in chosen)
-        rows.append([status, str(len(chosen)), f"{megapixels:.2f}", f"{seconds:.1f}"])
+        rows.append([done if status == "restored" else status, str(len(chosen)), f"{megapixels:.2f}", f"{seconds:.1f}"])
     if report.planned > len(report.results):
         rows.append(["not run", str(report.planned - len(report.results)), "", ""])
     return aligned(rows, right=frozenset({1, 2, 3}))

@@ -43,6 +43,38 @@ def decode_tiff(file: BinaryIO, max_pixels: int) -> Raster:
         return turned(raster, int(orientation.value) if orientation is not None else 1)
 
 
+def decode_tiff_stack(file: BinaryIO, max_pixels: int) -> list[Raster]:
+    """Decode the planes of a focal stack: the pages of a plain TIFF, or the z axis of an OME or ImageJ one; gray or RGB.
+
+    An alpha plane is left out. `max_pixels` is the limit for all planes together. Raises ImageFileError for a single plane, for another
+    axis besides z (time, more than three channels), and for what `decode_tiff` refuses.
+    """
+    import tifffile
+
+    with tifffile.TiffFile(file) as tiff:
+        page, series = tiff.pages[0], tiff.series[0]
+        _check_samples(page)
+        if page.photometric in (_PALETTE, _SEPARATED):
+            raise ImageFileError(f"holds a stack of {page.photometric.name} pixels; expected gray or RGB planes")
+        sizes, axis = dict(zip(series.axes, series.shape, strict=True)), _plane_axis(series)
+        check_size(sizes["X"], sizes["Y"] * sizes[axis], max_pixels)
+        for one in series.pages:
+            if one is None:
+                raise ImageFileError("is one part of an image that several files hold; join them in one file")
+            _check_complete(one, file)
+        kept = [name for name in series.axes if name in (axis, *"YXCS")]  # all others have length 1
+        stored = series.asarray().reshape([sizes[name] for name in kept])
+        stored = np.moveaxis(stored, [kept.index(name) for name in (axis, "Y", "X")], (0, 1, 2))
+        planes = _full_range(stored.reshape(*stored.shape[:3], -1), int(page.bitspersample), palette=False)
+        if page.photometric == _MIN_IS_WHITE:
+            planes = (np.iinfo(planes.dtype).max - planes).astype(planes.dtype)
+        colours = planes.shape[3] - (planes.shape[3] % 2 == 0)
+        icc, notes = matching_icc(page.iccprofile, colours)
+        notes += ("alpha planes left out",) if planes.shape[3] > colours else ()
+        pixel_um = _pixel_um(page)
+    return [Raster(pixels=np.ascontiguousarray(plane[..., :colours]), icc=icc, pixel_um=pixel_um, notes=notes) for plane in planes]
+
+
 def encode_tiff(raster: Raster, provenance: Provenance) -> tuple[bytes, tuple[str, ...]]:
     """TIFF bytes (deflate with predictor) with the record as ImageDescription, resolution tags and ICC; nothing is left out."""
     import tifffile
@@ -74,6 +106,19 @@ def _check_slide(tiff: Any, page: Any, max_pixels: int) -> None:
             f"is a whole slide of {page.imagewidth} x {page.imagelength} px; slides need the slide engine, which is not in this version; "
             "export the region of interest as PNG or TIFF and restore that"
         )
+
+
+def _plane_axis(series: Any) -> str:
+    """The axis of a series that counts focus positions: the only one longer than 1 besides rows, columns and colours."""
+    sizes = dict(zip(series.axes, series.shape, strict=True))
+    told = " x ".join(f"{name} {size}" for name, size in sizes.items())
+    if not {"Y", "X"} <= sizes.keys() or sizes.get("C", 1) not in (1, 3) or sizes.get("C", 1) * sizes.get("S", 1) > 4:
+        raise ImageFileError(f"holds {told}; expected planes of rows and columns, gray or RGB")
+    long = [name for name, size in sizes.items() if name not in "YXCS" and size > 1]
+    if len(long) != 1:
+        what = "several stacks" if long else "a single plane"
+        raise ImageFileError(f"holds {what} ({told}); expected one stack with a page for each focus position")
+    return long[0]
 
 
 def _check_samples(page: Any) -> None:
