@@ -12,7 +12,7 @@ from pathorestore.data.batches import PairBatch, SharpBatch
 from pathorestore.data.synthetic import Simulation, sharp_middle, simulated_at
 from pathorestore.degradations.recipes import Setting
 from pathorestore.diffusion.resshift import ResShift
-from pathorestore.losses import fft_magnitude_l1, prompt_l1, vicreg
+from pathorestore.losses import fft_magnitude_l1, local_contrast_l1, prompt_l1, vicreg
 from pathorestore.models.defocus import DefocusEstimator, DefocusEstimatorConfig
 from pathorestore.models.encoders import TinyEncoder, TinyEncoderConfig
 from pathorestore.models.optics_prompt import NoOptics, OpticsPrompt, OpticsPromptConfig
@@ -51,7 +51,7 @@ def _stage(name, **changes):
     if name == "restormer":
         return RestormerStage(Restormer(RestormerConfig.tiny()), prompter, **shared)
     small = replace(PDiffusionConfig.tiny(), unet=replace(PDiffusionConfig.tiny().unet, mult=(1,)))
-    chain = ChainTraining(repeats=2, fft_weight=0.1, degraded_share=0.5)
+    chain = ChainTraining(repeats=2, fft_weight=0.1, contrast_weight=0.1, degraded_share=0.5)
     settings = FineSettings(process=ResShift(kappa=1.0, min_noise=0.1), guard_px=1.0)
     return PDiffusionStage(PDiffusion(small), settings, prompter, PFormer(PFormerConfig.tiny()), chain=chain, **shared)
 
@@ -276,8 +276,18 @@ def test_impossible_settings_are_refused(make):
 def test_losses_are_zero_for_perfect_results_and_positive_otherwise():
     image, tokens = torch.rand(2, 3, 8, 8), torch.rand(2, 5, 4)
     assert float(fft_magnitude_l1(image, image)) == 0 < float(fft_magnitude_l1(image, image.flip(0)))
+    assert float(local_contrast_l1(image, image)) == 0 < float(local_contrast_l1(image, 0.5 * image))
     assert float(prompt_l1(tokens[:, 0], tokens, tokens[:, 0], tokens)) == 0
     assert float(prompt_l1(tokens[:, 0], tokens[:, :0], tokens[:, 1], tokens[:, :0])) > 0
+
+
+def test_local_contrast_asks_for_the_strength_of_detail_and_not_for_its_course(generator):
+    clean, other = torch.rand(2, 1, 3, 64, 64, generator=generator)
+    flat = torch.full_like(clean, 0.5)
+    assert float(local_contrast_l1(other, clean)) < 0.2 * float(local_contrast_l1(flat, clean))
+    assert float(nn.functional.mse_loss(other, clean)) > float(nn.functional.mse_loss(flat, clean))
+    half = torch.where(torch.arange(64) < 32, clean, flat)  # the same strength on average, but in the wrong place
+    assert float(local_contrast_l1(half, clean)) > float(local_contrast_l1(other, clean))
 
 
 def test_vicreg_prefers_agreeing_spread_decorrelated_embeddings():

@@ -7,6 +7,7 @@ import pytest
 import yaml
 
 from pathorestore import DefocusEstimatorConfig, PathologyPromptConfig, PDiffusionConfig, PFormerConfig, TinyEncoderConfig
+from pathorestore.cli import main
 from pathorestore.training.cli import config_names, config_path, with_files
 
 STAGES = {
@@ -86,3 +87,15 @@ def test_a_name_that_is_neither_file_nor_configuration_is_answered_with_the_name
     assert with_files(["fit", "--config", str(own), "--config=pformer_tiny"])[2:] == [str(own), f"--config={config_path('pformer_tiny')}"]
     with pytest.raises(ValueError, match="pformer_tiny"):
         config_path("pformer_huge")
+
+
+@pytest.mark.parametrize(
+    ("option", "answer"),
+    [
+        ("--data.manifst=x.csv", "SharpImages has no option 'manifst'; did you mean 'manifest'?"),
+        ("--model.optimiser=torch.optim.Adam", "PFormerStage has no option 'optimiser'; did you mean 'optimizer'?"),
+    ],
+)
+def test_a_misspelt_option_is_answered_with_the_nearest_one(option, answer, capsys):
+    assert main(["fit", "--config", "pformer_tiny", option]) == 2
+    assert answer in capsys.readouterr().err

@@ -1,8 +1,14 @@
 """`pathorestore fit|validate|test|predict`: LightningCLI over the stages and data modules, with configurations by name."""
 
+import difflib
+import inspect
 import logging
+import re
 import sys
+import warnings
+from argparse import ArgumentError
 from collections.abc import Sequence
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -60,7 +66,10 @@ class SaveConfig(SaveConfigCallback):
     def save_config(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
         """Write it, in fit only: other verbs leave the run's folder as it is."""
         if stage == "fit":
-            text = self.parser.dump(self.config, skip_none=False)
+            # where a resumed run came from is no part of what it is
+            config = self.config.clone()
+            config.ckpt_path = None
+            text = self.parser.dump(config, skip_none=False)
             write_atomic(Path(trainer.default_root_dir) / "training.yaml", text.encode())
 
 
@@ -114,16 +123,44 @@ class TrainingCLI(LightningCLI):
         return trainer
 
 
-class _NoAdvertising(logging.Filter):
-    """Drops the tips for other products that Lightning logs."""
+class _Quiet(logging.Filter):
+    """Drops what Lightning logs that is no concern of the reader: tips for other products, its own defaults."""
 
     def filter(self, record: logging.LogRecord) -> bool:
-        return "litlogger" not in record.getMessage() and "litmodels" not in record.getMessage()
+        return not any(word in record.getMessage() for word in ("litlogger", "litmodels", "weights_only"))
+
+
+def _named(path: str) -> Any:
+    module, _, name = path.rpartition(".")
+    return getattr(import_module(module), name)
+
+
+def plain_refusal(message: str) -> str:
+    """What a refused option comes to, out of jsonargparse's nested report; other messages lose only its closing dump."""
+    refused = re.search(r"class_path '([\w.]+)':(?:(?!class_path).)*Option '([\w.]+)' is not accepted", message, flags=re.DOTALL)
+    if refused:
+        path, option = refused.groups()
+        known = list(inspect.signature(_named(path)).parameters)
+        near = difflib.get_close_matches(option, known, n=1)
+        hint = f"did you mean '{near[0]}'?" if near else f"it has {', '.join(known)}"
+        return f"{path.rsplit('.', 1)[-1]} has no option '{option}'; {hint}"
+    return re.split(r"\s+- Expected a <class 'NoneType'>|\s+Given value type:", message)[0]
 
 
 def run(words: Sequence[str]) -> int:
     """Run one training command and return its exit code. Errors of configuration and data are raised, for the caller to print."""
-    logging.getLogger("pytorch_lightning.utilities.rank_zero").addFilter(_NoAdvertising())
+    logging.getLogger("pytorch_lightning.utilities.rank_zero").addFilter(_Quiet())
+    warnings.filterwarnings("ignore", message=".*in eval mode at the start of training.*")  # frozen on purpose
+    warnings.filterwarnings("ignore", message=".*treespec, LeafSpec.*")
+    resolved = with_files(words)
+    try:
+        _train(resolved)
+    except ArgumentError as error:
+        raise ArgumentError(None, plain_refusal(error.message)) from None
+    return 0
+
+
+def _train(words: list[str]) -> None:
     TrainingCLI(
         Stage,
         pl.LightningDataModule,
@@ -133,6 +170,7 @@ def run(words: Sequence[str]) -> int:
         auto_configure_optimizers=False,
         load_from_checkpoint_support=False,
         save_config_callback=SaveConfig,
+        save_config_kwargs={"save_to_log_dir": False},
         trainer_defaults={
             "max_epochs": -1,
             "num_sanity_val_steps": 0,
@@ -140,11 +178,9 @@ def run(words: Sequence[str]) -> int:
             "use_distributed_sampler": False,  # the samplers shard by themselves
             "enable_model_summary": False,
         },
-        save_config_kwargs={"save_to_log_dir": False},
         parser_kwargs={"exit_on_error": False},
-        args=with_files(words),
+        args=words,
     )
-    return 0
 
 
 if __name__ == "__main__":

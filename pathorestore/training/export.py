@@ -206,8 +206,9 @@ def _read(checkpoint: Path) -> dict[str, Any]:
     except pickle.UnpicklingError as error:
         raise ValueError(f"{checkpoint} is no checkpoint, or holds objects that only unpickling could restore, which is refused") from error
     except (RuntimeError, OSError, EOFError, ValueError, KeyError) as error:
-        reason = str(error).partition("\n")[0]
-        raise ValueError(f"{checkpoint} is no checkpoint, or a truncated or damaged one ({reason}); expected a whole one") from error
+        raise ValueError(
+            f"{checkpoint} is no checkpoint, or a truncated or damaged one; expected a whole one, such as RUN/checkpoints/last.ckpt"
+        ) from error
     if not isinstance(stored, dict) or KEY not in stored or "state_dict" not in stored:
         raise ValueError(f"{checkpoint} does not say which parts it holds; expected a checkpoint that pathorestore fit wrote")
     return stored

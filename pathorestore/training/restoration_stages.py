@@ -15,7 +15,7 @@ from pathorestore.degradations.acquisition import gaussian_blur
 from pathorestore.functional.noise import NoiseField, stream
 from pathorestore.hub import Pretrained
 from pathorestore.image import pad_to, round_up
-from pathorestore.losses import fft_magnitude_l1
+from pathorestore.losses import fft_magnitude_l1, local_contrast_l1
 from pathorestore.metrics.fidelity import psnr
 from pathorestore.models.encoders import TinyEncoder
 from pathorestore.models.latent import WorkingSpace
@@ -152,16 +152,18 @@ class ChainTraining:
     prompt_dropout: fraction whose pathology prompt is zeroed. repeats: how often each simulated image enters a batch, each time turned
     anew and at another step of the chain: the frozen coarse stage costs more than the training step.
     fft_weight: of the L1 of Fourier magnitudes of the predicted image, which rewards detail of the right strength wherever it lies.
+    contrast_weight: of the L1 of its local contrast, which rewards it where it belongs.
     """
 
     degraded_share: float = 0.1
     prompt_dropout: float = 0.1
     repeats: int = 1
     fft_weight: float = 0.0
+    contrast_weight: float = 0.0
 
     def __post_init__(self) -> None:
-        if self.repeats < 1 or self.fft_weight < 0:
-            raise ValueError(f"repeats must be at least 1 and fft_weight at least 0; got {self.repeats} and {self.fft_weight}")
+        if self.repeats < 1 or min(self.fft_weight, self.contrast_weight) < 0:
+            raise ValueError(f"repeats must be at least 1, fft_weight and contrast_weight at least 0; got {self}")
         if not (0 <= self.degraded_share <= 1 and 0 <= self.prompt_dropout <= 1):
             raise ValueError(f"degraded_share and prompt_dropout must lie in [0, 1]; got {self.degraded_share} and {self.prompt_dropout}")
 
@@ -233,12 +235,13 @@ class PDiffusionStage(Stage):
         noisy = marginal.mean + marginal.variance.sqrt() * noise
         predicted = self.fine(process.scale_input(noisy, t), t, self.fine.condition(start, seen, prompts)).float()
         loss = F.mse_loss(predicted, state)
-        if not self.chain.fft_weight:
-            return loss
-        image = self.space.decode(predicted)
-        if self._settings.guard_px:
-            image = image + gaussian_blur(guess - image, sigma_px=self._settings.guard_px)
-        return loss + self.chain.fft_weight * fft_magnitude_l1(image, clean)
+        if self.chain.fft_weight or self.chain.contrast_weight:
+            image = self.space.decode(predicted)
+            if self._settings.guard_px:
+                image = image + gaussian_blur(guess - image, sigma_px=self._settings.guard_px)
+            loss = loss + self.chain.fft_weight * fft_magnitude_l1(image, clean)
+            loss = loss + self.chain.contrast_weight * local_contrast_l1(image, clean)
+        return loss
 
     def _coarse_images(self, degraded: Tensor) -> Tensor:
         prompts = self.prompter(degraded)
