@@ -139,8 +139,9 @@ def measured(sharp: Tensor, scene: Scene, index: int) -> dict[str, float]:
     found = fuse_stack(stack.planes)
     row["depth error, planes"] = float((found.depth_index - expected).abs().mean())
     labels = stack_labels(stack.planes, found.image, stack.parameters.optics, scene.step_um)
-    row["label error, um"] = float((labels.z_um - stack.defocus_um).abs().mean())
-    row["label error, ctf"] = float((labels.ctf - stack.ctf).abs().mean())
+    row["labelled"] = float(labels.valid)
+    row["label error, um"] = float((labels.z_um - stack.defocus_um).abs().mean()) if labels.valid else math.nan
+    row["label error, ctf"] = float((labels.ctf - stack.ctf).abs().mean()) if labels.valid else math.nan
     return row
 
 

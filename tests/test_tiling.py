@@ -269,6 +269,23 @@ def test_the_guard_keeps_the_coarse_images_low_frequencies_and_zero_guards_nothi
         FineSettings(process=ResShift(), guard_px=-1.0)
 
 
+def test_the_strength_takes_that_part_of_the_fine_stages_change(mop):
+    image, noise = _tissue(128, 128), NoiseField.whole(0, 1)
+    prompts, coarse = mop.prepare(image), image * 0.9
+    with torch.no_grad():
+        none, half, all_of_it = (
+            DiffusionRefiner(mop.fine.denoiser, FineSettings(process=mop.fine.settings.process, strength=strength))(
+                coarse, image, prompts, noise=noise
+            )
+            for strength in (0.0, 0.5, 1.0)
+        )
+    assert torch.equal(none, coarse)
+    assert torch.allclose(half, (coarse + all_of_it) / 2, atol=1e-6)
+    assert not torch.allclose(all_of_it, coarse, atol=1e-2)
+    with pytest.raises(ValueError, match="strength"):
+        FineSettings(process=ResShift(), strength=1.5)
+
+
 def test_the_whole_system_is_differentiable_and_repeatable(mop):
     image = _tissue(128, 128).requires_grad_()
     mop(image, noise=NoiseField.whole(0, 1)).square().mean().backward()

@@ -114,9 +114,9 @@ def histech_rows(folder: Path) -> list[Row]:
 def stack_labels(planes: Tensor, target: Tensor | None, optics: Optics, plane_um: float) -> StackLabels:
     """Labels of the planes n 3 h w of one field, against its sharp target 1 3 h w or, without one, against the stack itself.
 
-    The CTF value of a plane is the mean of `measured_ctf` over up to 16 tiles of at most 256 px, spread over the field, blank ones left out,
-    and no larger than the optics allow at the distance of the sharpest plane from focus. The focus of a tile lies at the vertex of a
-    parabola through the largest value and its neighbours, that of the field at their mean.
+    The CTF value of a plane is the mean of `measured_ctf` over up to 16 tiles of at most 256 px, spread over the field, but for blank ones
+    and those that no plane shows out of focus; and no larger than the optics allow at the distance of the sharpest plane from focus. The
+    focus of a tile lies at the vertex of a parabola through the largest value and its neighbours, that of the field at their mean.
     Raises ValueError for fewer than two planes and another size of the target.
     """
     if len(planes) < 2 or (target is not None and target.shape[-2:] != planes.shape[-2:]):
@@ -157,16 +157,24 @@ def _measured(crops: Tensor, targets: Tensor | None, optics: Optics, plane_um: f
     curves, peaks = [], []
     for index, tile in enumerate(crops):
         measured = measured_ctf(tile, None if targets is None else targets[index : index + 1], optics)
-        if bool(measured.valid.all()):
-            peaks.append(_vertex(measured.value))
-            curves.append(_limited(measured.value, peaks[-1], optics, plane_um))
+        focus = _vertex(measured.value)
+        if bool(measured.valid.all()) and _falls(measured.value, focus, optics, plane_um):
+            peaks.append(focus)
+            curves.append(_limited(measured.value, focus, optics, plane_um))
     if not curves:
         nothing = torch.full((count,), float("nan"))
         return StackLabels(z_um=nothing, ctf=nothing, best_plane=0, valid=False)
     ctf = torch.stack(curves).mean(0)
-    best, focus = int(ctf.argmax()), sum(peaks) / len(peaks)
+    best, mean = int(ctf.argmax()), sum(peaks) / len(peaks)
     inside = 0 < best < count - 1 or float(ctf[best]) >= _IN_FOCUS
-    return StackLabels(z_um=(torch.arange(count) - focus) * plane_um, ctf=ctf, best_plane=best, valid=inside)
+    return StackLabels(z_um=(torch.arange(count) - mean) * plane_um, ctf=ctf, best_plane=best, valid=inside)
+
+
+def _falls(values: Tensor, focus: float, optics: Optics, plane_um: float) -> bool:
+    """Whether the dullest plane loses at least half the contrast that the optics take from the farthest; noise loses none."""
+    farthest_um = max(focus, len(values) - 1 - focus) * plane_um
+    least = float(band_mtf(torch.tensor([farthest_um]), optics))
+    return float(values.min()) <= (1 + least) / 2
 
 
 def _limited(values: Tensor, focus: float, optics: Optics, plane_um: float) -> Tensor:

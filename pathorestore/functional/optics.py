@@ -28,6 +28,7 @@ __all__ = [
 ]
 
 _NODES = 512
+_USABLE_SHARE = 0.75
 
 
 def frequency_grid(height_px: int, width_px: int, pixel_um: float) -> Tensor:
@@ -213,8 +214,9 @@ def measured_ctf(planes: Tensor, reference: Tensor | None, optics: Optics) -> Me
     Without a reference, the strongest plane at each frequency stands for it: the stack must hold the focus.
 
     The value is the mean over the band of `band_mtf` of sqrt((S_plane - N) / (S_reference - N)), S radially averaged power spectra of the
-    Hann-windowed linear luminance, N each image's noise floor above 0.9 Nyquist; clipped to [0, 1]. Planes are marked invalid
-    where the reference holds less than four times its noise floor within the band: a blank tile has no contrast to lose.
+    Hann-windowed linear luminance, N each image's noise floor above 0.9 Nyquist; clipped to [0, 1]. Frequencies at which the reference
+    holds more noise than detail are left out. Planes are marked invalid where these are more than a quarter of the band, or the reference
+    holds less than four times its noise floor within the band: a blank tile has no contrast to lose.
     """
     bins = max(8, min(planes.shape[-2:]) // 2)
     power, frequency = _radial_power(planes, bins, optics)
@@ -224,6 +226,9 @@ def measured_ctf(planes: Tensor, reference: Tensor | None, optics: Optics) -> Me
     band = (frequency >= 0.05 * top) & (frequency <= 0.5 * top)
     floor_band = frequency > 0.9 * nyquist
     floor, sharp_floor = (spectrum[:, floor_band].mean(1, keepdim=True) for spectrum in (power, sharp))
-    ratio = (power - floor).clamp(min=0)[:, band] / (sharp - sharp_floor).clamp(min=1e-12)[:, band]
-    valid = sharp[:, band].mean(1) >= 4 * sharp_floor[:, 0].clamp(min=1e-12)
-    return MeasuredCtf(value=ratio.sqrt().mean(1).clamp(0, 1).float(), valid=valid.expand(len(planes)))
+    detail = (sharp - sharp_floor)[:, band]
+    usable = detail >= sharp_floor
+    ratio = (power - floor).clamp(min=0)[:, band] / detail.clamp(min=1e-12)
+    value = (ratio.sqrt() * usable).sum(1) / usable.sum(1).clamp(min=1)
+    valid = (sharp[:, band].mean(1) >= 4 * sharp_floor[:, 0].clamp(min=1e-12)) & (usable.double().mean(1) >= _USABLE_SHARE)
+    return MeasuredCtf(value=value.clamp(0, 1).float(), valid=valid.expand(len(planes)))

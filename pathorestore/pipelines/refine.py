@@ -44,15 +44,17 @@ class FineSettings:
 
     process: the chain. guard_px: width (standard deviation) of the Gaussian low-pass that is taken from the coarse image, so that the fine
     stage adds texture and moves neither colours nor shapes; 0 lets it change everything. Small networks need it: what they fail to denoise
-    is coarse-grained noise.
+    is coarse-grained noise. strength: how much of the fine stage's change is taken, in [0, 1]; a sample of what could be there costs more
+    squared error than a part of it, and gives more texture.
     """
 
     process: ResShift
     guard_px: float = 0.0
+    strength: float = 1.0
 
     def __post_init__(self) -> None:
-        if self.guard_px < 0:
-            raise ValueError(f"guard_px must be at least 0, got {self.guard_px}")
+        if self.guard_px < 0 or not 0 <= self.strength <= 1:
+            raise ValueError(f"guard_px must be at least 0 and strength in [0, 1]; got {self.guard_px} and {self.strength}")
 
 
 class DiffusionRefiner(nn.Module):
@@ -74,9 +76,10 @@ class DiffusionRefiner(nn.Module):
         conditions = self.denoiser.condition(start, self.space.encode(degraded), prompts)
         denoise = _Conditioned(self.denoiser, conditions, bounded=self.space.bounded)
         restored = self.space.decode(sample(denoise, self.settings.process, start, lambda step: self.space.noise(noise, step, start)))
-        if self.settings.guard_px == 0:
-            return restored
-        return restored + gaussian_blur(coarse - restored, sigma_px=self.settings.guard_px)
+        change = restored - coarse
+        if self.settings.guard_px > 0:
+            change = change - gaussian_blur(change, sigma_px=self.settings.guard_px)
+        return coarse + self.settings.strength * change
 
 
 class _Conditioned:
