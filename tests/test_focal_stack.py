@@ -7,14 +7,17 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from focal_stacks import OPTICS, STEP_UM, save_stack, stack
+from focal_stacks import OPTICS, STEP_UM, save_stack, stack, tissue
 from PIL import Image
 
 from pathorestore.data.focal_stack import StackOptions, histech_rows, mop_rows, stack_labels
 from pathorestore.data.image_cache import UnreadableImage
 from pathorestore.data.manifest import read_manifest, write_manifest
 from pathorestore.data.stack_files import find_stacks, plane_pattern
+from pathorestore.degradations.acquisition import gaussian_blur
 from pathorestore.functional.fusion import fuse_stack
+from pathorestore.functional.noise import stream
+from pathorestore.functional.optics import measured_ctf
 
 SCENES = {"slide1/3": {"offset_um": 0.2}, "slide1/10": {"offset_um": -0.6, "seed": 1}, "slide 2/3": {"offset_um": 1.0, "planes": 8}}
 
@@ -123,6 +126,21 @@ def test_tiles_are_chosen_where_there_is_something_to_see():
     labels = stack_labels(planes, clean, OPTICS, STEP_UM)
     assert labels.valid
     assert float((labels.z_um - scene.defocus_um).abs().max()) < 0.3
+
+
+def test_a_stack_in_which_nothing_goes_out_of_focus_is_invalid():
+    planes = stack(perfect=True).clean + 0.005 * torch.randn(9, 3, 192, 192, generator=stream(1))
+    assert not stack_labels(planes.clamp(0, 1), None, OPTICS, STEP_UM).valid
+
+
+def test_frequencies_that_hold_noise_alone_are_left_out_of_the_ctf():
+    """A soft picture, as an oversampled scan gives it: nearly all of its band is noise, which no blur takes away."""
+    soft, softer = (gaussian_blur(tissue(0), sigma_px=sigma) for sigma in (2.5, 8.0))
+    noise = 0.004 * torch.randn(3, 3, 192, 192, generator=stream(2))
+    measured = measured_ctf(torch.cat([soft, softer]) + noise[:2], soft + noise[2:], OPTICS)
+    assert float(measured.value[0]) > 0.9
+    assert float(measured.value[1]) < 0.2
+    assert not measured.valid.any()
 
 
 @pytest.mark.parametrize(("count", "target_px"), [(1, 64), (3, 60)])
