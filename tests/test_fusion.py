@@ -44,6 +44,12 @@ def test_the_depth_index_is_the_height_of_the_section_within_a_fifth_of_a_plane(
     assert float(found.confidence.min()) > 0.9
 
 
+@pytest.mark.parametrize("offset_um", [0.0, 0.2, 0.4])
+def test_without_aberrations_the_depth_of_a_flat_section_is_exact_between_planes_too(offset_um):
+    scene = stack(perfect=True, offset_um=offset_um)
+    assert float((fuse_stack(scene.planes).depth_index + scene.defocus_um[0] / STEP_UM).abs().mean()) < 0.03
+
+
 def test_noise_costs_little_and_is_not_above_that_of_a_plane():
     noisy, quiet = (stack(noise_levels=noise, **TILTED) for noise in (4.0, 0.0))
     found = fuse_stack(noisy.planes)
