@@ -219,7 +219,19 @@ def test_patients_stay_together_else_slides_else_targets_else_files(tmp_path):
     for patient in "012345":
         assert len({row.split for row in rows if row.patient == patient}) == 1
     assert {row.split for row in rows} == set(SPLITS)
-    assert len({row.split for row in made(tmp_path)[0] if "P0/" in row.path}) > 1, "without patients, files are split"
+    alone = made(tmp_path)[0]
+    assert any(len({row.split for row in alone if f"P{patient}/" in row.path}) > 1 for patient in range(6)), (
+        "without patients, files are split"
+    )
+
+
+def test_a_folder_that_was_moved_is_split_as_before(tmp_path):
+    names = [f"{number}.png" for number in range(12)]
+    splits = []
+    for place in ("here", "some/where/else"):
+        images(tmp_path / place, *names)
+        splits.append([(Path(row.path).name, row.split) for row in made(tmp_path / place)[0]])
+    assert splits[0] == splits[1]
 
 
 def test_the_patient_is_the_named_group_or_the_first_of_the_path(tmp_path):

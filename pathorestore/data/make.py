@@ -72,7 +72,7 @@ def make_manifest(folder: Path, options: MakeOptions, *, note: Note = lambda lin
     if options.patient_regex:
         _note_patients(rows, folder, options, note)
     named = [one.split or (one.row.split if listed else folder_split(_relative(one.row, folder))) for one in joined]
-    made = with_splits(rows, named, options.ratio, seed=options.seed)
+    made = with_splits(rows, named, options.ratio, seed=options.seed, folder=folder)
     if len(made) < len(rows):
         lost = Counter(_relative(row, folder).parts[0] for row, split in zip(rows, named, strict=True) if not split)
         places = ", ".join(f"{name} ({count})" for name, count in sorted(lost.items()))

@@ -2,6 +2,7 @@
 
 import hashlib
 import math
+import os
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -48,17 +49,22 @@ def split_groups(names: Iterable[str], ratio: Ratio, *, seed: int) -> dict[str, 
     return dict(zip(order, splits, strict=True))
 
 
-def with_splits(rows: Sequence[Row], named: Sequence[str | None], ratio: Ratio, *, seed: int) -> list[Row]:
-    """The rows whose split is named, with it; if that of no row is, all of them, by patient, else slide, else target, else file."""
+def with_splits(rows: Sequence[Row], named: Sequence[str | None], ratio: Ratio, *, seed: int, folder: Path = Path()) -> list[Row]:
+    """The rows whose split is named, with it; if that of no row is, all of them, by patient, else slide, else target, else file.
+
+    folder: what paths are taken from, so that a folder that was moved is split as before.
+    """
     if any(named):
         return [replace(row, split=split) for row, split in zip(rows, named, strict=True) if split]
-    of = split_groups((_group(row) for row in rows), ratio, seed=seed)
-    return [replace(row, split=of[_group(row)]) for row in rows]
+    groups = [_group(row, folder) for row in rows]
+    of = split_groups(groups, ratio, seed=seed)
+    return [replace(row, split=of[group]) for row, group in zip(rows, groups, strict=True)]
 
 
-def _group(row: Row) -> str:
+def _group(row: Row, folder: Path) -> str:
     """What must not be torn apart."""
-    names = {"patient": plain_name(row.patient), "slide": plain_name(row.slide), "target": row.target, "path": row.path}
+    target, path = (os.path.relpath(name, folder) if name and Path(name).is_absolute() else name for name in (row.target, row.path))
+    names = {"patient": plain_name(row.patient), "slide": plain_name(row.slide), "target": target, "path": path}
     return next(f"{kind}:{name}" for kind, name in names.items() if name)
 
 
