@@ -188,7 +188,7 @@ def test_the_p_former_learns_to_restore_one_crop(hints, crops):
         loss.backward()
         optimizer.step()
         losses.append(float(loss.detach()))
-    assert losses[-1] < 0.6 * losses[0]
+    assert losses[-1] < 0.75 * losses[0]
 
 
 def test_fine_tuning_moves_only_the_parameters_that_were_named(crops, tmp_path):
