@@ -178,17 +178,18 @@ def test_the_same_seed_gives_the_same_weights(crops, tmp_path):
 @pytest.mark.parametrize("hints", [False, True])
 def test_the_p_former_learns_to_restore_one_crop(hints, crops):
     optics = OpticsPrompt(OpticsPromptConfig.tiny()) if hints else NoOptics()
-    stage = PFormerStage(PFormer(replace(PFormerConfig.tiny(), hint_channels=optics.channels)), _prompter(optics), simulation=SIMULATION)
+    prompter = _prompter(optics)  # first, since it seeds the weights that are drawn after it too
+    stage = PFormerStage(PFormer(replace(PFormerConfig.tiny(), hint_channels=optics.channels)), prompter, simulation=SIMULATION)
     pairs = simulated_at(_batch(crops[:1]), 1.6, setting=Setting.ideal())
     optimizer = torch.optim.Adam(stage.coarse.parameters(), lr=3e-3)
     losses = []
-    for _ in range(60):
+    for _ in range(100):
         loss = nn.functional.l1_loss(stage.restore(pairs.degraded), pairs.clean)
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
         losses.append(float(loss.detach()))
-    assert losses[-1] < 0.75 * losses[0]
+    assert losses[-1] < 0.4 * losses[0]
 
 
 def test_fine_tuning_moves_only_the_parameters_that_were_named(crops, tmp_path):
