@@ -212,6 +212,18 @@ def test_an_untrained_fine_stage_of_residuals_predicts_the_coarse_image(crops):
     assert torch.allclose(fine, coarse.clamp(0, 1), atol=1e-5) or torch.allclose(fine, coarse, atol=1e-5)
 
 
+@pytest.mark.parametrize(("share", "expected"), [(0.0, {1, 2, 3, 4}), (1.0, {4})])
+def test_as_many_images_as_asked_for_stand_at_the_first_step_of_the_chain(share, expected, crops, monkeypatch):
+    stage, seen = _stage("fine"), []
+    monkeypatch.setattr(stage, "log", lambda *_, **__: None)
+    stage.chain = replace(stage.chain, first_share=share, repeats=4)
+    scale_input = ResShift.scale_input
+    monkeypatch.setattr(ResShift, "scale_input", lambda process, state, t: seen.extend(t.tolist()) or scale_input(process, state, t))
+    stage.training_step(_batch(crops[:8]), 0)
+    assert len(seen) == 32
+    assert set(seen) == expected
+
+
 def test_a_refined_image_does_not_depend_on_its_batch(crops):
     stage = _stage("fine")
     for parameter in stage.fine.parameters():
@@ -266,6 +278,7 @@ def test_frozen_parts_have_no_gradients_and_do_not_train():
         lambda: Simulation(ideal_max_um=0.0),
         lambda: ChainTraining(repeats=0),
         lambda: ChainTraining(prompt_dropout=1.5),
+        lambda: ChainTraining(first_share=-0.5),
         lambda: DefocusStage(DefocusEstimator(DefocusEstimatorConfig.tiny()), distance_weight=0, ctf_weight=0),
     ],
 )

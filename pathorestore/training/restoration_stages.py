@@ -153,6 +153,8 @@ class ChainTraining:
     anew and at another step of the chain: the frozen coarse stage costs more than the training step.
     fft_weight: of the L1 of Fourier magnitudes of the predicted image, which rewards detail of the right strength wherever it lies.
     contrast_weight: of the L1 of its local contrast, which rewards it where it belongs.
+    first_share: fraction of images at the chain's first step, t = T, whatever is drawn for the others. There stands the coarse image; at the
+    later steps the state holds most of the answer already, so that a small network has little to learn from them.
     """
 
     degraded_share: float = 0.1
@@ -160,12 +162,14 @@ class ChainTraining:
     repeats: int = 1
     fft_weight: float = 0.0
     contrast_weight: float = 0.0
+    first_share: float = 0.0
 
     def __post_init__(self) -> None:
         if self.repeats < 1 or min(self.fft_weight, self.contrast_weight) < 0:
             raise ValueError(f"repeats must be at least 1, fft_weight and contrast_weight at least 0; got {self}")
-        if not (0 <= self.degraded_share <= 1 and 0 <= self.prompt_dropout <= 1):
-            raise ValueError(f"degraded_share and prompt_dropout must lie in [0, 1]; got {self.degraded_share} and {self.prompt_dropout}")
+        for share in ("degraded_share", "prompt_dropout", "first_share"):
+            if not 0 <= getattr(self, share) <= 1:
+                raise ValueError(f"{share} must lie in [0, 1]; got {getattr(self, share)}")
 
 
 class PDiffusionStage(Stage):
@@ -228,7 +232,7 @@ class PDiffusionStage(Stage):
     def _chain_loss(self, clean: Tensor, guess: Tensor, degraded: Tensor, prompts: Prompts, streams: list[torch.Generator]) -> Tensor:
         state, start, seen = (self.space.encode(image) for image in (clean, guess, degraded))
         process = self._settings.process
-        t = torch.tensor([int(torch.randint(1, process.steps + 1, (), generator=one)) for one in streams], device=clean.device)
+        t = torch.tensor([self._step(one) for one in streams], device=clean.device)
         seeds = [int(torch.randint(2**31, (), generator=one)) for one in streams]
         noise = torch.cat([self.space.noise(NoiseField(seed), _NOISE, state[i : i + 1]) for i, seed in enumerate(seeds)])
         marginal = process.marginal(state, start, t)
@@ -242,6 +246,13 @@ class PDiffusionStage(Stage):
             loss = loss + self.chain.fft_weight * fft_magnitude_l1(image, clean)
             loss = loss + self.chain.contrast_weight * local_contrast_l1(image, clean)
         return loss
+
+    def _step(self, generator: torch.Generator) -> int:
+        steps = self._settings.process.steps
+        drawn = int(torch.randint(1, steps + 1, (), generator=generator))
+        if not self.chain.first_share:  # nothing more is drawn
+            return drawn
+        return steps if float(torch.rand((), generator=generator)) < self.chain.first_share else drawn
 
     def _coarse_images(self, degraded: Tensor) -> Tensor:
         prompts = self.prompter(degraded)
