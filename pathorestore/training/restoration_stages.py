@@ -153,8 +153,8 @@ class ChainTraining:
     anew and at another step of the chain: the frozen coarse stage costs more than the training step.
     fft_weight: of the L1 of Fourier magnitudes of the predicted image, which rewards detail of the right strength wherever it lies.
     contrast_weight: of the L1 of its local contrast, which rewards it where it belongs.
-    first_share: fraction of images at the chain's first step, t = T, whatever is drawn for the others. There stands the coarse image; at the
-    later steps the state holds most of the answer already, so that a small network has little to learn from them.
+    first_share: fraction of images at the chain's first step, t = T, whatever is drawn for the others. There stands the coarse image; at
+    the later steps the state holds most of the answer already, so that a small network has little to learn from them.
     """
 
     degraded_share: float = 0.1
