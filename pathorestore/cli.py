@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 from pathorestore.cli_data import fill_data, run_data
 from pathorestore.cli_fuse import fill_fuse, stacks_to_fuse
+from pathorestore.cli_restore import StopSignal, estimates, files_to_restore, fill_restore
 from pathorestore.cli_training import fill_ablate, fill_export, run_ablate, run_export
 from pathorestore.version import __version__
 
@@ -26,6 +27,7 @@ if TYPE_CHECKING:
     from pathorestore.pipelines.batch import AnyJob, Done, Existing, FileResult
 
 _PROGRAM = "pathorestore"
+_MAX_PIXELS = 178_956_970
 _PLACES = {"inputs": "INPUT", "sharp": "SHARP", "stack": "STACK", "folder": "FOLDER", "manifest": "MANIFEST", "output": "-o/--output"}
 
 
@@ -76,34 +78,15 @@ def _report(error: Exception, *, one_by_one: bool) -> int:
 
 
 def _restore(arguments: "Namespace") -> int:
-    from pathorestore.pipelines.assemble import RestoreOptions, ready_restorer
-    from pathorestore.pipelines.batch import plan_outputs
-    from pathorestore.pipelines.restore_file import RestoreFile
+    stop = StopSignal(_error)
+    jobs, work = files_to_restore(arguments, _now, lambda unit: _bar(unit, quiet=arguments.quiet), stop)
+    if arguments.dry_run:
+        from pathorestore.pipelines.report_text import aligned
 
-    options = RestoreOptions(
-        model=arguments.model,
-        revision=arguments.revision,
-        coarse_only=arguments.coarse_only,
-        steps=arguments.steps,
-        tile_px=arguments.tile,
-        overlap_px=arguments.overlap,
-        device=arguments.device,
-        precision=arguments.precision,
-        seed=arguments.seed,
-    )
-    jobs = plan_outputs(arguments.inputs, arguments.output)
-    ready = ready_restorer(options, progress=_bar("tile", quiet=arguments.quiet))
-    work = RestoreFile(
-        restorer=ready.restorer,
-        model_id=ready.model_id,
-        weights_sha256=ready.weights_sha256,
-        parameters=ready.parameters,
-        clock=_now,
-        seed=options.seed,
-        overwrite=arguments.overwrite,
-        max_pixels=arguments.max_pixels,
-    )
-    return _batch(jobs, work, arguments)
+        print(aligned(estimates(jobs, work), right=frozenset({1, 2, 3, 4, 5})))
+        return 0
+    with stop.heard():
+        return _batch(jobs, work, arguments)
 
 
 def _batch(jobs: "Sequence[AnyJob]", work: "Callable[[AnyJob], Done]", arguments: "Namespace", *, done: str = "restored") -> int:
@@ -115,7 +98,7 @@ def _batch(jobs: "Sequence[AnyJob]", work: "Callable[[AnyJob], Done]", arguments
     with _termination_as_interruption():
         report = run_batch(jobs, work, existing=existing, on_result=lambda result: _show(result, arguments, done=done))
     if report.interrupted:
-        _error("interrupted; finished files are kept, --skip-existing goes on from here")
+        _error("interrupted; finished work is kept, --skip-existing goes on from here")
     if not arguments.quiet:
         _say(batch_table(report, done=done), arguments)
     if arguments.json:
@@ -265,7 +248,8 @@ def _termination_as_interruption() -> Iterator[None]:
     def interrupt(_signal: int, _frame: object) -> None:
         raise KeyboardInterrupt
 
-    if threading.current_thread() is not threading.main_thread():  # only there may handlers be set
+    # only in the main thread may handlers be set, and one that is set already knows better
+    if threading.current_thread() is not threading.main_thread() or signal.getsignal(signal.SIGTERM) != signal.SIG_DFL:
         yield
         return
     before = signal.signal(signal.SIGTERM, interrupt)
@@ -306,24 +290,15 @@ def _parser() -> "ArgumentParser":
 
 
 def _fill_restore(command: "ArgumentParser") -> None:
-    command.add_argument("inputs", nargs="+", type=str, metavar="INPUT", help="image files (PNG, JPEG, TIFF, BMP) or folders of them")
-    command.add_argument("-o", "--output", required=True, type=str, help="file for one input; folder, trees mirrored in it, for more")
-    _fill_model(command)
-    command.add_argument("--coarse-only", action="store_true", help="first stage only: faster, and nothing is generated")
-    command.add_argument("--steps", type=int, default=None, help="steps of the second stage; default and most: those of the model, 4")
-    command.add_argument("--tile", type=int, default=256, help="side of the tiles in px, a multiple of 128 (64 with --coarse-only)")
-    command.add_argument("--overlap", type=int, default=32, help="overlap of neighbouring tiles in px, less than half a tile")
-    command.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto", help="where to compute; auto takes CUDA if present")
-    command.add_argument("--precision", choices=("auto", "fp32", "bf16"), default="auto", help="auto takes bf16 on CUDA that has it")
-    command.add_argument("--seed", type=int, default=0, help="seed of the second stage; same seed, same result")
-    _fill_batch(command)
+    fill_restore(command)
+    _fill_batch(command, max_pixels=None)
 
 
-def _fill_batch(command: "ArgumentParser") -> None:
+def _fill_batch(command: "ArgumentParser", max_pixels: int | None = _MAX_PIXELS) -> None:
     existing = command.add_mutually_exclusive_group()
     existing.add_argument("--overwrite", action="store_true", help="replace outputs that exist; an input is never replaced")
     existing.add_argument("--skip-existing", action="store_true", help="leave outputs that exist and do only the rest")
-    _fill_max_pixels(command)
+    _fill_max_pixels(command, max_pixels)
     command.add_argument("--json", action="store_true", help="print a machine-readable report on stdout, all else on stderr")
     command.add_argument("-q", "--quiet", action="store_true", help="print failures only")
 
@@ -355,8 +330,9 @@ def _fill_model(command: "ArgumentParser") -> None:
     command.add_argument("--revision", type=str, default=None, help="commit hash or tag of a hub repository")
 
 
-def _fill_max_pixels(command: "ArgumentParser") -> None:
-    command.add_argument("--max-pixels", type=int, default=178_956_970, help="refuse images with more pixels than this")
+def _fill_max_pixels(command: "ArgumentParser", default: int | None = _MAX_PIXELS) -> None:
+    told = "" if default else f"; default: {_MAX_PIXELS:,}, for slides 100,000,000,000"
+    command.add_argument("--max-pixels", type=int, default=default, help=f"refuse images with more pixels than this{told}")
 
 
 def _fill_fuse(command: "ArgumentParser") -> None:
@@ -365,7 +341,7 @@ def _fill_fuse(command: "ArgumentParser") -> None:
 
 
 _FILLERS: dict[str, tuple[Callable[["ArgumentParser"], None], str]] = {
-    "restore": (_fill_restore, "restore image files"),
+    "restore": (_fill_restore, "restore images and slides"),
     "demo": (_fill_demo, "defocus a real histology image, restore it, print figures, draw a picture"),
     "info": (_fill_info, "show versions, devices, models and licences, or how a file was made"),
     "simulate": (_fill_simulate, "turn a sharp image into a focal stack with exact labels"),

@@ -12,18 +12,19 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-_WHOLE = 1 << 10  # one along each axis, so that a pixel's weights sum to 2^20
+_WHOLE = 1 << 10  # one along each axis of a plan, so that a pixel's weights sum to 2^20
 _FRACTION_BITS = 31  # of a value: every k/255 in float32 is a multiple of 2^-31, so 8-bit images pass unchanged
 
 
 @dataclass(frozen=True)
 class Axis:
-    """Tiles along one axis: starts in px, and integer weights (tiles, tile_px) that sum to 1024 at every covered pixel."""
+    """Tiles along one axis: starts in px, and integer weights (tiles, tile_px) that sum to `whole` at every covered pixel."""
 
     length_px: int
     tile_px: int
     overlap_px: int
     halo_px: int = 0
+    whole: int = _WHOLE
 
     @cached_property
     def starts_px(self) -> tuple[int, ...]:
@@ -48,7 +49,7 @@ class Axis:
         canvas = torch.zeros(len(self.starts_px), self.length_px, dtype=torch.float64)
         for index, start in enumerate(self.starts_px):
             canvas[index, start : start + self.tile_px] = raw[index]
-        running = (canvas / canvas.sum(dim=0)).cumsum(dim=0).mul(_WHOLE).round().long()
+        running = (canvas / canvas.sum(dim=0)).cumsum(dim=0).mul(self.whole).round().long()
         exact = torch.diff(running, dim=0, prepend=torch.zeros(1, self.length_px, dtype=torch.long))
         return torch.stack([exact[index, start : start + self.tile_px] for index, start in enumerate(self.starts_px)])
 

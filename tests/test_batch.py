@@ -74,7 +74,7 @@ def test_one_file_goes_to_a_file_or_into_a_folder(tmp_path, output, expected):
 def test_a_suffix_that_cannot_be_written_is_kept_below_another(tmp_path):
     touch(tmp_path, "slide.svs", "noname")
     jobs = plan_outputs([tmp_path / "slide.svs", tmp_path / "noname"], tmp_path / "out")
-    assert outputs(jobs, tmp_path / "out") == ["slide.svs.png", "noname.png"]
+    assert outputs(jobs, tmp_path / "out") == ["slide.svs.tiff", "noname.png"]
 
 
 def test_the_same_input_named_twice_is_one_job(tmp_path):
@@ -187,7 +187,7 @@ def test_existing_outputs_are_refused_skipped_or_replaced(tmp_path):
 
     jobs = jobs_for(tmp_path, "a.png")
     refused = run_batch(jobs, work)
-    assert (refused.exit_code, calls) == (1, [])
+    assert (refused.exit_code, calls) == (4, [])
     assert "--overwrite replaces it, --skip-existing leaves it" in refused.results[0].error
     assert [run_batch(jobs, work, existing="skip").exit_code, len(calls)] == [0, 0]
     assert [run_batch(jobs, work, existing="overwrite").exit_code, len(calls)] == [0, 1]

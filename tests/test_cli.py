@@ -50,7 +50,8 @@ def run(monkeypatch, capsys):
 
     def ready(options: RestoreOptions, **_: object) -> ReadyRestorer:
         parameters = {"tile_px": options.tile_px, "coarse_only": options.coarse_only}
-        return ReadyRestorer(restorer=restorer, model_id="sharpener", weights_sha256=None, parameters=parameters)
+        made = {"restorer": restorer, "system": restorer, "device": "cpu", "precision": "fp32"}
+        return ReadyRestorer(**made, model_id="sharpener", weights_sha256=None, parameters=parameters)
 
     def call(*words: object) -> tuple[int, str, str]:
         monkeypatch.setattr(assemble, "ready_restorer", ready)
@@ -180,7 +181,7 @@ def test_the_limit_on_pixels_can_be_raised(tmp_path, run):
     Image.fromarray(pixels_of(10, 20)).save(tmp_path / "a.png")
     words = ("restore", tmp_path / "a.png", "-o", tmp_path / "out.png")
     code, _, err = run(*words, "--max-pixels", 199)
-    assert code == 1
+    assert code == 3
     assert "allow it with --max-pixels 200" in err
     assert run(*words, "--max-pixels", 200)[0] == 0
 
@@ -202,14 +203,14 @@ def test_quiet_prints_failures_only(tmp_path, run):
     Image.fromarray(pixels_of(8, 8)).save(tmp_path / "a.png")
     assert run("restore", tmp_path / "a.png", "-o", tmp_path / "out.png", "--quiet") == (0, "", "")
     code, out, err = run("restore", tmp_path / "a.png", "-o", tmp_path / "out.png", "-q")
-    assert (code, out) == (1, "")
+    assert (code, out) == (4, "")
     assert "exists already" in err
 
 
 def test_a_second_run_refuses_skips_or_overwrites(tmp_path, run):
     Image.fromarray(pixels_of(8, 8)).save(tmp_path / "a.png")
     words = ("restore", tmp_path / "a.png", "-o", tmp_path / "out.png")
-    assert [run(*words)[0], run(*words)[0], run(*words, "--skip-existing")[0], run(*words, "--overwrite")[0]] == [0, 1, 0, 0]
+    assert [run(*words)[0], run(*words)[0], run(*words, "--skip-existing")[0], run(*words, "--overwrite")[0]] == [0, 4, 0, 0]
 
 
 def test_a_folder_may_be_the_output_of_one_file(tmp_path, run):

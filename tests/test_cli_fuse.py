@@ -255,12 +255,12 @@ def test_json_tells_every_stack(tmp_path, run):
 def test_a_second_run_refuses_skips_or_overwrites(tmp_path, run):
     save_stack(tmp_path / "in", "1", stack(**SCENE))
     words = ("fuse", tmp_path / "in", "-o", tmp_path / "out" / "fused.png")
-    assert [run(*words)[0], run(*words)[0], run(*words, "--skip-existing")[0], run(*words, "--overwrite")[0]] == [0, 1, 0, 0]
+    assert [run(*words)[0], run(*words)[0], run(*words, "--skip-existing")[0], run(*words, "--overwrite")[0]] == [0, 4, 0, 0]
     maps = ("--depth-map", tmp_path / "out" / "fused-depth.png")
     assert run(*words, "--overwrite", *maps)[0] == 0
     (tmp_path / "out" / "fused.png").unlink()
     code, _, err = run(*words, *maps)
-    assert code == 1
+    assert code == 4
     assert "fused-depth.png: exists already" in err
     assert files_under(tmp_path / "out") == ["fused-depth.png"]
 
@@ -273,7 +273,7 @@ def test_the_limit_on_pixels_counts_all_planes(tmp_path, run):
     for given in ("in", "stack.tif"):
         words = ("fuse", tmp_path / given, "-o", tmp_path / f"{given}.png", "--max-pixels")
         code, _, err = run(*words, total - 1)
-        assert code == 1
+        assert code == 3
         assert f"--max-pixels {total}" in err
         assert run(*words, total)[0] == 0
 
@@ -294,7 +294,7 @@ def test_the_limit_on_pixels_counts_all_planes(tmp_path, run):
 def test_tiffs_that_hold_no_focal_stack_say_what_they_hold(tmp_path, run, name, planes, options, words):
     tifffile.imwrite(tmp_path / name, np.zeros(planes, np.uint8), **options)
     code, out, err = run("fuse", tmp_path / name, "-o", tmp_path / "out.png", "-q")
-    assert (code, out, len(err.splitlines())) == (1, "", 1)
+    assert (code, out, len(err.splitlines())) == (3, "", 1)
     assert words in err
     assert name in err
 
@@ -306,7 +306,7 @@ def test_a_stack_of_floats_and_a_torn_one_are_refused(tmp_path, run):
     (tmp_path / "torn.tif").write_bytes(whole[: len(whole) // 2])
     for name, words in (("float.tif", "float32 samples"), ("torn.tif", "torn.tif: ")):
         code, _, err = run("fuse", tmp_path / name, "-o", tmp_path / "out.png")
-        assert (code, len(err.splitlines())) == (1, 1)
+        assert (code, len(err.splitlines())) == (3, 1)
         assert words in err
     assert not (tmp_path / "out.png").exists()
 
@@ -351,5 +351,5 @@ def test_wrong_usage_is_one_clear_line_and_exit_code_2(tmp_path, run, monkeypatc
 
 def test_files_that_do_not_exist_fail_in_the_run(tmp_path, run):
     code, _, err = run("fuse", tmp_path / "a.png", tmp_path / "b.png", "-o", tmp_path / "out.png")
-    assert (code, len(err.splitlines())) == (1, 1)
+    assert (code, len(err.splitlines())) == (3, 1)
     assert "a.png: no such file or directory" in err

@@ -54,9 +54,15 @@ class RestoreOptions:
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class ReadyRestorer:
-    """A restorer that is ready to run, with what a provenance record says about it."""
+    """A restorer that is ready to run, with what a provenance record says about it.
+
+    restorer: takes whole images. system: the same taken apart, on `device`, for who cuts images himself. precision: "fp32" or "bf16".
+    """
 
     restorer: Restorer
+    system: StagedRestorer
+    device: str
+    precision: str
     model_id: str
     weights_sha256: str | None
     parameters: dict[str, Parameter]
@@ -81,6 +87,9 @@ def ready_restorer(options: RestoreOptions, *, progress: Progress = silent) -> R
     }
     return ReadyRestorer(
         restorer=ComputedOn(tiled, device=device, precision=precision),
+        system=system,
+        device=device,
+        precision=precision,
         model_id=system.model_id,
         weights_sha256=system.weights_sha256,
         parameters=parameters,

@@ -8,12 +8,27 @@ from pathlib import Path
 from time import perf_counter
 from typing import Any, Literal, TypeVar
 
+from pathorestore.data.slide_files import SLIDE_SUFFIXES
 from pathorestore.pipelines.image_file import READ_SUFFIXES, WRITE_SUFFIXES, ImageFileError, encoder_for
+from pathorestore.pipelines.raster import OutputFileError
 
 Status = Literal["restored", "skipped", "failed"]
 Existing = Literal["refuse", "overwrite", "skip"]
 
 EXIT_OK, EXIT_SOME_FAILED, EXIT_USAGE, EXIT_INTERRUPTED = 0, 1, 2, 130
+# of a run on one file, which can say what was the matter
+EXIT_INPUT, EXIT_OUTPUT, EXIT_MODEL, EXIT_LOCKED = 3, 4, 5, 6
+
+# a DICOM slide is a folder of files, each of which names all of it, so such files are only taken one by one
+SEARCHED_SUFFIXES = tuple(sorted({*READ_SUFFIXES, *SLIDE_SUFFIXES} - {".dcm"}))
+
+
+class JobLocked(OSError):
+    """Another process is at work on the same output."""
+
+
+class BadResult(ValueError):
+    """The model gave something that is no image."""
 
 
 class PlanError(ValueError):
@@ -41,7 +56,11 @@ class Done:
 
 @dataclass(frozen=True, kw_only=True)
 class FileResult:
-    """How one file ended. error: one line, empty unless it failed. trace: the traceback of a failure nobody foresaw, else empty."""
+    """How one file ended.
+
+    error: one line, empty unless it failed. trace: the traceback of a failure nobody foresaw, else empty. code: exit code of a run on this
+    file alone: 0, 1 unforeseen, 2 settings, 3 input, 4 output or disk, 5 model, 6 locked by another process.
+    """
 
     input: Path
     output: Path
@@ -51,6 +70,7 @@ class FileResult:
     notes: tuple[str, ...] = ()
     error: str = ""
     trace: str = ""
+    code: int = EXIT_OK
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -68,9 +88,11 @@ class BatchReport:
 
     @property
     def exit_code(self) -> int:
-        """0 if every file is restored or skipped, 1 if some failed, 130 if interrupted."""
+        """0 if every file is restored or skipped, 1 if some failed (of one file its own code), 130 if interrupted."""
         if self.interrupted:
             return EXIT_INTERRUPTED
+        if self.planned == 1:
+            return max((result.code for result in self.results), default=EXIT_OK)
         return EXIT_SOME_FAILED if self.count("failed") else EXIT_OK
 
     def to_dict(self) -> dict[str, Any]:
@@ -94,7 +116,8 @@ def plan_outputs(inputs: Sequence[str | Path], output: str | Path) -> list[Job]:
 
     One file becomes `output`, or `output/name` where output is a folder: an existing one, one written with a trailing slash, or a name
     without a suffix. A folder is searched for images by suffix, hidden files and folders and the output folder itself left out, and its
-    tree is mirrored under `output`. Several inputs need a folder. Names are kept; a suffix that cannot be written gets ".png" behind it.
+    tree is mirrored under `output`. Several inputs need a folder. Names are kept; a suffix that cannot be written gets ".png" behind it,
+    or ".tiff" if it is a slide's.
     A file that does not exist is planned all the same: it fails in the run, the others do not.
     Raises PlanError for an output that cannot be a folder or be written, two inputs with one output, an output that is an input, no image.
     """
@@ -145,7 +168,7 @@ def explain(error: BaseException) -> str:
     if isinstance(error, OSError) and error.filename is not None:
         reason = error.strerror or type(error).__name__
         return f"{_shown(error.filename)}: {reason[:1].lower()}{reason[1:]}"
-    if isinstance(error, ImageFileError | PlanError):  # ours: one line, but for what a file name may hold
+    if isinstance(error, ImageFileError | PlanError | BadResult):  # ours: one line, but for what a file name may hold
         return _shown(error)
     if _is_out_of_memory(error):
         return "out of memory; try a smaller --tile, or another --device"
@@ -160,14 +183,15 @@ def _run_one(job: AnyJob, work: Callable[[AnyJob], Done], existing: Existing) ->
         if there and existing == "skip":
             return FileResult(input=job.input, output=job.output, status="skipped", notes=("output exists",))
         if there and existing == "refuse":
-            raise ImageFileError(f"{job.output}: exists already; --overwrite replaces it, --skip-existing leaves it")
+            raise OutputFileError(f"{job.output}: exists already; --overwrite replaces it, --skip-existing leaves it")
         done = work(job)
     except Exception as error:
         line = explain(error)
         line = line if _shown(job.input) in line or _shown(job.output) in line else f"{_shown(job.input)}: {line}"
-        foreseen = isinstance(error, ImageFileError | OSError)
+        foreseen = isinstance(error, ImageFileError | OSError | BadResult | PlanError)
         trace = "" if foreseen else traceback.format_exc()
-        return FileResult(input=job.input, output=job.output, status="failed", seconds=perf_counter() - start, error=line, trace=trace)
+        seconds, code = perf_counter() - start, _code(error, job)
+        return FileResult(input=job.input, output=job.output, status="failed", seconds=seconds, error=line, trace=trace, code=code)
     return FileResult(
         input=job.input,
         output=job.output,
@@ -176,6 +200,21 @@ def _run_one(job: AnyJob, work: Callable[[AnyJob], Done], existing: Existing) ->
         megapixels=done.megapixels,
         notes=done.notes,
     )
+
+
+def _code(error: Exception, job: Job) -> int:
+    """The exit code for a failure; what messages and paths are about tells inputs from outputs."""
+    if isinstance(error, JobLocked):
+        return EXIT_LOCKED
+    if isinstance(error, BadResult):
+        return EXIT_MODEL
+    if isinstance(error, ImageFileError):
+        return EXIT_OUTPUT if isinstance(error, OutputFileError) else EXIT_INPUT
+    if isinstance(error, OSError):
+        # folders of outputs are made, so what is not there is always an input
+        about_input = str(error.filename) == str(job.input) or isinstance(error, FileNotFoundError)
+        return EXIT_INPUT if about_input else EXIT_OUTPUT
+    return EXIT_USAGE if isinstance(error, PlanError) else EXIT_SOME_FAILED
 
 
 def _shown(item: object) -> str:
@@ -198,7 +237,7 @@ def _jobs_under(path: Path, target: Path) -> Iterator[Job]:
         return
     found = sorted(_images_under(path, target), key=lambda image: image.relative_to(path).parts)
     if not found:
-        raise PlanError(f"{path}: holds no images; looked for {', '.join(READ_SUFFIXES)} in it and below, hidden files left out")
+        raise PlanError(f"{path}: holds no images; looked for {', '.join(SEARCHED_SUFFIXES)} in it and below, hidden files left out")
     for image in found:
         relative = image.relative_to(path)
         yield Job(image, target / relative.parent / _output_name(relative.name))
@@ -209,7 +248,7 @@ def _images_under(folder: Path, target: Path) -> Iterator[Path]:
     inside = output != folder.resolve()  # an output equal to the folder itself is found out as output = input
     for here, folders, names in os.walk(folder, onerror=_raise):
         folders[:] = [name for name in folders if not name.startswith(".") and not (inside and (Path(here) / name).resolve() == output)]
-        yield from (Path(here) / name for name in names if not name.startswith(".") and Path(name).suffix.lower() in READ_SUFFIXES)
+        yield from (Path(here) / name for name in names if not name.startswith(".") and Path(name).suffix.lower() in SEARCHED_SUFFIXES)
 
 
 def writable(path: Path) -> Path:
@@ -222,7 +261,8 @@ def writable(path: Path) -> Path:
 
 
 def _output_name(name: str) -> str:
-    return name if Path(name).suffix.lower() in WRITE_SUFFIXES else f"{name}.png"
+    suffix = Path(name).suffix.lower()
+    return name if suffix in WRITE_SUFFIXES else f"{name}.{'tiff' if suffix in SLIDE_SUFFIXES else 'png'}"
 
 
 def check_folders(folder: Path) -> None:

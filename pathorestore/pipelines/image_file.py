@@ -16,7 +16,7 @@ from pathorestore.atomic import write_atomic
 from pathorestore.image import check_image
 from pathorestore.pipelines.pillow_file import decode_bmp, decode_jpeg, decode_png, encode_jpeg, encode_png
 from pathorestore.pipelines.provenance import Provenance
-from pathorestore.pipelines.raster import DEFAULT_MAX_PIXELS, ImageFileError, Pixels, Raster, rounded, sniff
+from pathorestore.pipelines.raster import DEFAULT_MAX_PIXELS, ImageFileError, OutputFileError, Pixels, Raster, rounded, sniff
 from pathorestore.pipelines.tiff_file import decode_tiff, decode_tiff_stack, encode_tiff
 
 __all__ = [
@@ -140,7 +140,7 @@ def write_image_file(path: Path, image: Tensor, like: ImageFile, provenance: Pro
     try:
         data, notes = encode(raster, provenance)
     except ImageFileError as error:
-        raise ImageFileError(f"{path}: {error}") from error
+        raise OutputFileError(f"{path}: {error}") from error
     check_target(path, like.path, overwrite=overwrite)  # encoding took a while
     write_atomic(path, data)
     return notes
@@ -150,11 +150,11 @@ def check_target(path: Path, input_path: Path, *, overwrite: bool) -> Encoder:
     """The encoder for an output path that may be written. Raises ImageFileError with the remedy for one that may not."""
     encode = encoder_for(path)
     if path.is_dir():
-        raise ImageFileError(f"{path}: is a folder; expected the path of a file")
+        raise OutputFileError(f"{path}: is a folder; expected the path of a file")
     if path.exists() and input_path.exists() and path.samefile(input_path):
-        raise ImageFileError(f"{path}: is the input itself; write to another file or folder, the input is never replaced")
+        raise OutputFileError(f"{path}: is the input itself; write to another file or folder, the input is never replaced")
     if not overwrite and (path.exists() or path.is_symlink()):
-        raise ImageFileError(f"{path}: exists already; --overwrite replaces it")
+        raise OutputFileError(f"{path}: exists already; --overwrite replaces it")
     return encode
 
 
@@ -163,7 +163,7 @@ def encoder_for(path: Path) -> Encoder:
     suffix = path.suffix.lower()
     if suffix not in _ENCODERS:
         why = "BMP has no place for the provenance" if suffix == ".bmp" else f"{suffix or 'no suffix'!r} is not a format written here"
-        raise ImageFileError(f"{path}: {why}; name the output with one of {', '.join(WRITE_SUFFIXES)}")
+        raise OutputFileError(f"{path}: {why}; name the output with one of {', '.join(WRITE_SUFFIXES)}")
     return _ENCODERS[suffix]
 
 

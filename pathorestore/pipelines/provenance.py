@@ -1,6 +1,8 @@
 """What an output says about itself: which program, weights, seed and input made it, inside the file's own metadata."""
 
+import html
 import json
+import re
 import warnings
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields
@@ -28,7 +30,8 @@ class Provenance:
 
     version: of this package. model_id: which restorer. weights_sha256: of its weights, None where there are none. seed: of its noise.
     parameters: the settings that change pixels. input_sha256: of the input file's bytes. pixel_um: side of a pixel, None if unknown.
-    created_utc: ISO 8601 in UTC, given by the caller. notice: what a viewer of the image must know.
+    created_utc: ISO 8601 in UTC, given by the caller; None where it is kept beside the file, so that equal runs give equal bytes.
+    notice: what a viewer of the image must know.
     Holds no file name and no date of the input: those may identify a patient.
     """
 
@@ -39,12 +42,12 @@ class Provenance:
     parameters: Mapping[str, Parameter] = field(default_factory=dict)
     input_sha256: str
     pixel_um: float | None
-    created_utc: str
+    created_utc: str | None
     notice: str = RESTORED_NOTICE
 
     def __post_init__(self) -> None:
         try:
-            offset = datetime.fromisoformat(self.created_utc).utcoffset()
+            offset = timedelta(0) if self.created_utc is None else datetime.fromisoformat(self.created_utc).utcoffset()
         except (TypeError, ValueError):
             offset = None
         if offset != timedelta(0):
@@ -112,7 +115,10 @@ def _from_tiff(file: BinaryIO) -> str | None:
     import tifffile
 
     with tifffile.TiffFile(file) as tiff:
-        return str(tiff.pages[0].description)
+        text = str(tiff.pages[0].description)
+    # the ImageDescription of an OME-TIFF is XML, in which the record is the image's Description
+    inside = re.search(r"<Description>(.*?)</Description>", text, re.DOTALL) if text.startswith(("<?xml", "<OME")) else None
+    return html.unescape(inside.group(1)) if inside else text
 
 
 def _from_bmp(_: BinaryIO) -> None:

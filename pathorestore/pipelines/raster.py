@@ -23,6 +23,10 @@ class ImageFileError(ValueError):
     """A file that cannot be read as, or written from, an image; the message names the file, the reason and the remedy."""
 
 
+class OutputFileError(ImageFileError):
+    """One that is about the output: it exists already, has a suffix that is not written, cannot hold what it should."""
+
+
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Raster:
     """What a decoder hands over.

@@ -35,7 +35,7 @@ def decode_tiff(file: BinaryIO, max_pixels: int) -> Raster:
         check_size(page.imagewidth, page.imagelength, max_pixels)
         if page.is_tiled:
             check_size(page.tilewidth, page.tilelength, max_pixels)
-        _check_samples(page)
+        check_samples(page)
         _check_complete(page, file)
         notes = _page_notes(tiff.pages)
         raster = _decode_page(page, notes)
@@ -53,7 +53,7 @@ def decode_tiff_stack(file: BinaryIO, max_pixels: int) -> list[Raster]:
 
     with tifffile.TiffFile(file) as tiff:
         page, series = tiff.pages[0], tiff.series[0]
-        _check_samples(page)
+        check_samples(page)
         if page.photometric in (_PALETTE, _SEPARATED):
             raise ImageFileError(f"holds a stack of {page.photometric.name} pixels; expected gray or RGB planes")
         sizes, axis = dict(zip(series.axes, series.shape, strict=True)), _plane_axis(series)
@@ -71,7 +71,7 @@ def decode_tiff_stack(file: BinaryIO, max_pixels: int) -> list[Raster]:
         colours = planes.shape[3] - (planes.shape[3] % 2 == 0)
         icc, notes = matching_icc(page.iccprofile, colours)
         notes += ("alpha planes left out",) if planes.shape[3] > colours else ()
-        pixel_um = _pixel_um(page)
+        pixel_um = tiff_pixel_um(page)
     return [Raster(pixels=np.ascontiguousarray(plane[..., :colours]), icc=icc, pixel_um=pixel_um, notes=notes) for plane in planes]
 
 
@@ -99,12 +99,17 @@ def encode_tiff(raster: Raster, provenance: Provenance) -> tuple[bytes, tuple[st
     return out.getvalue(), ()
 
 
+def holds_pyramid(tiff: Any) -> bool:
+    """Whether an open TIFF is a whole slide: of a scanner's own format, or tiled with more levels than one."""
+    page = tiff.pages[0]
+    return any(getattr(tiff, name) for name in _SLIDE_FORMATS) or bool(page.is_tiled and (len(tiff.pages) > 1 or page.subifds))
+
+
 def _check_slide(tiff: Any, page: Any, max_pixels: int) -> None:
-    pyramid = any(getattr(tiff, name) for name in _SLIDE_FORMATS) or (page.is_tiled and len(tiff.pages) > 1)
-    if pyramid and page.imagewidth * page.imagelength > max_pixels:
+    if holds_pyramid(tiff) and page.imagewidth * page.imagelength > max_pixels:
         raise ImageFileError(
-            f"is a whole slide of {page.imagewidth} x {page.imagelength} px; slides need the slide engine, which is not in this version; "
-            "export the region of interest as PNG or TIFF and restore that"
+            f"is a whole slide of {page.imagewidth} x {page.imagelength} px, too large to be held as one image; "
+            "pathorestore restore takes it as a slide, or export the region of interest as PNG or TIFF"
         )
 
 
@@ -121,7 +126,8 @@ def _plane_axis(series: Any) -> str:
     return long[0]
 
 
-def _check_samples(page: Any) -> None:
+def check_samples(page: Any) -> None:
+    """Raise ImageFileError for samples that are no unsigned 8 or 16 bits, or colours other than gray, RGB, palette or CMYK."""
     kind = np.dtype(page.dtype) if page.dtype is not None else None
     if kind is None or kind.kind not in "ub" or kind.itemsize > 2:
         what = "samples of an unknown kind" if kind is None else f"{kind.name} samples"
@@ -136,12 +142,18 @@ def _check_samples(page: Any) -> None:
         raise ImageFileError(f"holds {page.samplesperpixel} channels per pixel; expected gray or RGB, with or without alpha")
 
 
-def _check_complete(page: Any, file: BinaryIO) -> None:
-    """Refuse a file that is shorter than its own index says; some decoders would fill the rest with gray."""
+def check_whole(page: Any, file: Any) -> None:
+    """Raise ImageFileError for a file that is shorter than its own index says; some decoders would fill the rest with gray."""
     size = file.seek(0, io.SEEK_END)
+    size = file.tell() if size is None else size
     needed = max((offset + count for offset, count in zip(page.dataoffsets, page.databytecounts, strict=False)), default=0)
     if needed > size:
         raise ImageFileError(f"is truncated: its pixels end at byte {needed}, the file at byte {size}; copy or export it again")
+
+
+def _check_complete(page: Any, file: BinaryIO) -> None:
+    """Refuse a file that is shorter than its own index says, or whose index has gaps."""
+    check_whole(page, file)
     if len(page.dataoffsets) != math.prod(page.chunked) or 0 in page.databytecounts:
         raise ImageFileError("is incomplete: parts of its pixels were never written; export it again")
 
@@ -167,7 +179,7 @@ def _decode_page(page: Any, notes: tuple[str, ...]) -> Raster:
     icc, dropped = matching_icc(icc, pixels.shape[2])
     if alpha is not None and _first(page.extrasamples) == _ASSOCIATED_ALPHA:
         pixels = _unmultiplied(pixels, alpha)
-    return Raster(pixels=np.ascontiguousarray(pixels), alpha=alpha, icc=icc, pixel_um=_pixel_um(page), notes=notes + said + dropped)
+    return Raster(pixels=np.ascontiguousarray(pixels), alpha=alpha, icc=icc, pixel_um=tiff_pixel_um(page), notes=notes + said + dropped)
 
 
 def _full_range(planes: Pixels, bits: int, *, palette: bool) -> Pixels:
@@ -205,7 +217,8 @@ def _unmultiplied(pixels: Pixels, alpha: Pixels) -> Pixels:
     return np.minimum(straight, top).astype(pixels.dtype)
 
 
-def _pixel_um(page: Any) -> float | None:
+def tiff_pixel_um(page: Any) -> float | None:
+    """Side of a pixel in um: from the description, else from the resolution tags; None if neither says."""
     x, y = _resolution(page, "XResolution"), _resolution(page, "YResolution")
     text = str(page.description)
     unit = page.tags.get("ResolutionUnit")

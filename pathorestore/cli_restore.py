@@ -1,0 +1,263 @@
+"""`pathorestore restore`: what it takes, and the work that makes of it, for images and for slides."""
+
+import hashlib
+import json
+import signal
+import sys
+import threading
+from argparse import ArgumentError
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from jsonargparse import ArgumentParser, Namespace
+
+    from pathorestore.pipelines.assemble import RestoreOptions
+    from pathorestore.pipelines.batch import Done, Job
+    from pathorestore.pipelines.restore_file import RestoreFile
+    from pathorestore.slide.restore import RestoreSlide, SlideEstimate, SlideOptions, Status
+
+_MIB = 2**20
+Bar = Callable[[int, int], None]
+
+
+def fill_restore(command: "ArgumentParser") -> None:
+    """Declare the verb's own options."""
+    command.add_argument(
+        "inputs",
+        nargs="+",
+        type=str,
+        metavar="INPUT",
+        help="images (PNG, JPEG, TIFF, BMP), slides (SVS, NDPI, TIFF, ...) or folders of them",
+    )
+    command.add_argument("-o", "--output", required=True, type=str, help="file for one input; folder, trees mirrored in it, for more")
+    command.add_argument("--model", type=str, default=None, help="folder or hub repository owner/name; default: the embedded mop-tiny")
+    command.add_argument("--revision", type=str, default=None, help="commit hash or tag of a hub repository")
+    command.add_argument("--coarse-only", action="store_true", help="first stage only: faster, and nothing is generated")
+    command.add_argument("--steps", type=int, default=None, help="steps of the second stage; default and most: those of the model, 4")
+    command.add_argument("--tile", type=int, default=256, help="side of the tiles in px, a multiple of 128 (64 with --coarse-only)")
+    command.add_argument("--overlap", type=int, default=32, help="overlap of neighbouring tiles in px, less than half a tile")
+    command.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto", help="where to compute; auto takes CUDA if present")
+    command.add_argument("--precision", choices=("auto", "fp32", "bf16"), default="auto", help="auto takes bf16 on CUDA that has it")
+    command.add_argument("--seed", type=int, default=0, help="seed of the second stage; same seed, same result")
+    command.add_argument("--shard", type=str, default="", metavar="I/N", help="do only part I (from 0) of N, for arrays of jobs")
+    _fill_slides(command)
+
+
+def _fill_slides(command: "ArgumentParser") -> None:
+    slides = command.add_argument_group("slides, which are written as pyramidal TIFF")
+    slides.add_argument("--pyramid", action="store_true", help="treat plain images as slides too")
+    slides.add_argument("--region", type=str, default="", metavar="X,Y,W,H", help="restore a part only, in px of the largest level")
+    slides.add_argument("--mpp", type=float, default=None, help="um per pixel, where the slide does not say it or is wrong")
+    slides.add_argument("--all-tiles", action="store_true", help="restore glass too, not only what differs from it")
+    slides.add_argument(
+        "--on-bad-tile", choices=("fail", "pass"), default="fail", help="pass: leave and record what cannot be read or restored"
+    )
+    slides.add_argument("--no-resume", action="store_true", help="begin anew instead of where an unfinished run stopped")
+    slides.add_argument("--work-dir", type=str, default=None, help="local folder for unfinished work; default: beside the output")
+    slides.add_argument(
+        "--format", choices=("tiff", "ome-tiff"), default="tiff", help="ome-tiff for Bio-Formats; OpenSlide sees one level of it"
+    )
+    slides.add_argument(
+        "--compression", choices=("auto", "jpeg", "deflate"), default="auto", help="auto: jpeg, deflate (lossless) for 16 bits"
+    )
+    slides.add_argument("--quality", type=int, default=90, help="of JPEG, 1-100")
+    slides.add_argument("--batch", type=int, default=8, help="tiles per pass on a GPU, halved where its memory is short")
+    slides.add_argument("--dry-run", action="store_true", help="say what would be done, and how long it takes, and stop")
+    slides.add_argument("--json-progress", action="store_true", help="progress as lines of JSON on stderr")
+
+
+class StopSignal:
+    """Ctrl-C and SIGTERM, by which job queues stop their jobs: a slide finishes its row of tiles first; a second one ends it at once."""
+
+    def __init__(self, say: Callable[[str], None]):
+        self.asked = False
+        self._say, self._slide = say, False
+
+    @contextmanager
+    def heard(self) -> Iterator[None]:
+        """Listen; outside the main thread, where nobody may, do nothing."""
+        if threading.current_thread() is not threading.main_thread():
+            yield
+            return
+        before = {number: signal.signal(number, self._hear) for number in (signal.SIGINT, signal.SIGTERM)}
+        try:
+            yield
+        finally:
+            for number, handler in before.items():
+                signal.signal(number, handler)
+
+    @contextmanager
+    def between_rows(self) -> Iterator[None]:
+        """Let what runs now stop where it wants to."""
+        self._slide = True
+        try:
+            yield
+        finally:
+            self._slide = False
+
+    def _hear(self, _signal: int, _frame: object) -> None:
+        if not self._slide or self.asked:
+            raise KeyboardInterrupt
+        self.asked = True
+        self._say("stopping after this row of tiles, which is kept; once more stops at once")
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class RestoreAny:
+    """The work of `run_batch` on images and slides."""
+
+    image: "RestoreFile"
+    slide: "RestoreSlide"
+    pyramid: bool
+    stop: "StopSignal"
+
+    def __call__(self, job: "Job") -> "Done":
+        """Restore one file by the engine that it needs."""
+        if not self.takes_slide(job):
+            return self.image(job)
+        with self.stop.between_rows():
+            return self.slide(job)
+
+    def takes_slide(self, job: "Job") -> bool:
+        """Whether a file goes through the slide engine."""
+        from pathorestore.slide.readers import is_slide
+
+        return self.pyramid or is_slide(job.input)
+
+
+def files_to_restore(
+    arguments: "Namespace", clock: Callable[[], str], bar: Callable[[str], Bar], stop: "StopSignal"
+) -> "tuple[list[Job], RestoreAny]":
+    """The files that the arguments name, and what is done to each. bar: makes a progress bar for a unit."""
+    from pathorestore.pipelines.assemble import ready_restorer
+    from pathorestore.pipelines.batch import plan_outputs
+    from pathorestore.pipelines.image_file import DEFAULT_MAX_PIXELS
+    from pathorestore.pipelines.restore_file import RestoreFile
+    from pathorestore.slide.restore import RestoreSlide
+    from pathorestore.slide.source import SLIDE_MAX_PIXELS
+
+    options = restore_options(arguments)
+    slide_options = _slide_options(arguments, SLIDE_MAX_PIXELS)
+    jobs = in_shard(plan_outputs(arguments.inputs, arguments.output), arguments.shard)
+    ready = ready_restorer(options, progress=bar("tile"))
+    shared: dict[str, Any] = {
+        "model_id": ready.model_id,
+        "weights_sha256": ready.weights_sha256,
+        "parameters": ready.parameters,
+        "clock": clock,
+        "seed": options.seed,
+        "overwrite": arguments.overwrite,
+    }
+    image = RestoreFile(restorer=ready.restorer, max_pixels=arguments.max_pixels or DEFAULT_MAX_PIXELS, **shared)
+    told = _json_lines if arguments.json_progress else _bars(bar)
+    slide = RestoreSlide(
+        system=ready.system,
+        device=ready.device,
+        precision=ready.precision,
+        options=slide_options,
+        on_status=told,
+        stop=lambda: stop.asked,
+        **shared,
+    )
+    return jobs, RestoreAny(image=image, slide=slide, pyramid=arguments.pyramid, stop=stop)
+
+
+def restore_options(arguments: "Namespace") -> "RestoreOptions":
+    """The arguments that say how to restore."""
+    from pathorestore.pipelines.assemble import RestoreOptions
+
+    return RestoreOptions(
+        model=arguments.model,
+        revision=arguments.revision,
+        coarse_only=arguments.coarse_only,
+        steps=arguments.steps,
+        tile_px=arguments.tile,
+        overlap_px=arguments.overlap,
+        device=arguments.device,
+        precision=arguments.precision,
+        seed=arguments.seed,
+    )
+
+
+def _slide_options(arguments: "Namespace", max_pixels: int) -> "SlideOptions":
+    from pathorestore.slide.restore import SlideOptions
+
+    return SlideOptions(
+        tile_px=arguments.tile,
+        overlap_px=arguments.overlap,
+        batch_size=arguments.batch,
+        format=arguments.format,
+        compression=arguments.compression,
+        quality=arguments.quality,
+        mpp=arguments.mpp,
+        region=_four_numbers(arguments.region),
+        all_tiles=arguments.all_tiles,
+        on_bad_tile=arguments.on_bad_tile,
+        resume=not arguments.no_resume,
+        work_dir=Path(arguments.work_dir) if arguments.work_dir else None,
+        max_pixels=arguments.max_pixels or max_pixels,
+    )
+
+
+def in_shard(jobs: "Sequence[Job]", shard: str) -> "list[Job]":
+    """The jobs of part I of N, by the hash of their output's name, so that every job falls into one part whichever machine asks.
+
+    "" is all of them. Raises ValueError for anything but I/N with 0 <= I < N.
+    """
+    if not shard:
+        return list(jobs)
+    part, _, parts = shard.partition("/")
+    if not (part.isdecimal() and parts.isdecimal() and int(part) < int(parts)):
+        raise ValueError(f"--shard {shard} must be I/N with I from 0 to N - 1, such as 0/4")
+    keys = [int.from_bytes(hashlib.sha256(str(job.output).encode(errors="surrogateescape")).digest()[:8], "big") for job in jobs]
+    return [job for job, key in zip(jobs, keys, strict=True) if key % int(parts) == int(part)]
+
+
+def estimates(jobs: "Sequence[Job]", work: RestoreAny) -> list[list[str]]:
+    """A table of what restoring would take, a row for each file; the time from a tile that is restored for it."""
+    rows = [["file", "size px", "mpp", "tiles", "MiB", "minutes"]]
+    per_tile = 0.0
+    for job in jobs:
+        if not work.takes_slide(job):
+            rows.append([str(job.input), "image", "", "", "", ""])
+            continue
+        found: SlideEstimate = work.slide.estimate(job.input)
+        per_tile = per_tile or work.slide.seconds_per_tile()
+        rows.append(
+            [
+                str(job.input),
+                f"{found.width_px} x {found.height_px}",
+                f"{found.mpp:.4g}" if found.mpp else "unknown",
+                f"{found.tiles} of {found.all_tiles}",
+                f"{found.output_bytes / _MIB:.0f}",
+                f"{found.tiles * per_tile / 60:.1f}",
+            ]
+        )
+    return rows
+
+
+def _four_numbers(text: str) -> tuple[int, int, int, int] | None:
+    if not text:
+        return None
+    parts = text.replace(" ", "").split(",")
+    if len(parts) != 4 or not all(part.isdecimal() for part in parts):
+        raise ArgumentError(None, f"--region {text} must be four whole numbers X,Y,W,H, such as 1000,2000,4096,4096")
+    x, y, width, height = map(int, parts)
+    return x, y, width, height
+
+
+def _json_lines(status: "Status") -> None:
+    print(json.dumps(status._asdict()), file=sys.stderr, flush=True)
+
+
+def _bars(bar: Callable[[str], Bar]) -> "Callable[[Status], None]":
+    bars = {"restore": bar("tile"), "levels": bar("row"), "write": bar("file")}
+
+    def show(status: "Status") -> None:
+        bars[status.phase](status.done, status.total)
+
+    return show

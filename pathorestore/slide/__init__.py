@@ -1,0 +1,1 @@
+"""Whole slides: read, restored in bounded memory, written as pyramids, looked at."""

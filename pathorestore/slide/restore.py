@@ -1,0 +1,360 @@
+"""One slide restored into one pyramid: planned, streamed, kept row by row, written whole."""
+
+import hashlib
+import json
+from collections import deque
+from collections.abc import Callable, Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from time import perf_counter
+from typing import Any, Literal, NamedTuple
+
+import numpy as np
+
+from pathorestore.atomic import write_atomic
+from pathorestore.pipelines.batch import Done, Job
+from pathorestore.pipelines.image_file import check_target
+from pathorestore.pipelines.provenance import Parameter, Provenance
+from pathorestore.pipelines.raster import ImageFileError, OutputFileError
+from pathorestore.pipelines.restorer import StagedRestorer
+from pathorestore.slide.codec import TileCodec
+from pathorestore.slide.journal import Journal
+from pathorestore.slide.plan import OUT_TILE_PX, SlidePlan, active_tiles
+from pathorestore.slide.pyramid import Pyramid, build_levels, cut_tiles, write_pyramid
+from pathorestore.slide.room import check_room, journal_path, output_bytes, peak_mib
+from pathorestore.slide.rows import Levels, Pixels
+from pathorestore.slide.source import LEAST_MPP, MOST_MPP, SLIDE_MAX_PIXELS, Region, SlideSource, content_sha256, open_slide, read_rows
+from pathorestore.slide.stream import SourceStream, StageStream
+from pathorestore.slide.tiles import Event, OnBad, Tile, TileRunner
+from pathorestore.version import __version__
+
+_EVENT_NOTES = {
+    "unreadable": "{} of the slide's tiles cannot be decoded and show its background colour",
+    "not finite": "{} tiles gave no finite result and show the degraded pixels",
+    "single precision": "{} tiles were computed in fp32, since bf16 gave no finite result",
+}
+
+
+class Status(NamedTuple):
+    """How far a slide is. phase: "restore", "levels" or "write". done, total: tile passes, or rows of tiles. peak_mib: memory so far."""
+
+    phase: Literal["restore", "levels", "write"]
+    done: int
+    total: int
+    peak_mib: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class SlideOptions:
+    """Wishes for a slide; the names in messages are those of the command line.
+
+    tile_px, overlap_px: of the model's tiles. batch_size: tiles per pass on an accelerator. format: "tiff" or "ome-tiff". compression:
+    "auto", "jpeg" or "deflate". quality: of JPEG. mpp: side of a pixel where the slide does not tell it. region: x, y, width, height in
+    pixels of the largest level. all_tiles: glass too. on_bad_tile: "fail", or "pass" what cannot be decoded or restored on, marked in the
+    record. resume: go on where an earlier run with the same settings stopped. work_dir: for the journal; it must be a local disk. encoders:
+    threads that compress.
+    """
+
+    tile_px: int = 256
+    overlap_px: int = 32
+    batch_size: int = 8
+    format: str = "tiff"
+    compression: str = "auto"
+    quality: int = 90
+    mpp: float | None = None
+    region: tuple[int, int, int, int] | None = None
+    all_tiles: bool = False
+    on_bad_tile: OnBad = "fail"
+    resume: bool = True
+    work_dir: Path | None = None
+    max_pixels: int = SLIDE_MAX_PIXELS
+    encoders: int = 2
+
+    def __post_init__(self) -> None:
+        if self.mpp is not None and not LEAST_MPP <= self.mpp <= MOST_MPP:
+            raise ValueError(f"--mpp {self.mpp} must lie in {LEAST_MPP}..{MOST_MPP} um; slides at 40x have about 0.25")
+        if not 1 <= self.quality <= 100:
+            raise ValueError(f"--quality {self.quality} must lie in 1..100")
+        if self.batch_size < 1:
+            raise ValueError(f"--batch {self.batch_size} must be at least 1")
+
+
+@dataclass(frozen=True, kw_only=True)
+class SlideEstimate:
+    """What a slide will take. tiles: passes of tiles through stages. output_bytes: a careful guess."""
+
+    width_px: int
+    height_px: int
+    mpp: float | None
+    tiles: int
+    all_tiles: int
+    output_bytes: int
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class RestoreSlide:
+    """The work of `run_batch` on slides: restores the input of a job into a pyramid, resumably, in memory that knows no height.
+
+    system: the restorer, on `device`. parameters: what the record says of how it computes. on_status: hears of progress. stop: asked after
+    each row of output tiles; true ends the run with KeyboardInterrupt, all finished rows being kept.
+    """
+
+    system: StagedRestorer
+    model_id: str
+    weights_sha256: str | None
+    parameters: Mapping[str, Parameter]
+    clock: Callable[[], str]
+    options: SlideOptions
+    device: str = "cpu"
+    precision: str = "fp32"
+    seed: int = 0
+    overwrite: bool = False
+    on_status: Callable[[Status], None] = lambda _: None
+    stop: Callable[[], bool] = lambda: False
+
+    def __call__(self, job: Job) -> Done:
+        """Restore one slide. Raises ImageFileError or OSError for what the user can mend."""
+        start = perf_counter()
+        check_target(job.output, job.input, overwrite=self.overwrite)
+        if job.output.suffix.lower() not in (".tif", ".tiff"):
+            raise OutputFileError(
+                f"{job.output}: a slide is written as TIFF; name the output with .tiff, or cut a part out of the slide first"
+            )
+        source = self._open(job.input)
+        try:
+            return self._restore(job, source, start)
+        finally:
+            source.close()
+
+    def estimate(self, path: Path) -> SlideEstimate:
+        """What the slide at a path will take; nothing is restored."""
+        source = self._open(path)
+        try:
+            plan = self._plan(source)
+            codec = TileCodec.choose(self.options.compression, source.facts.bit_depth, self.options.quality)
+            return SlideEstimate(
+                width_px=plan.width_px,
+                height_px=plan.height_px,
+                mpp=self.options.mpp or source.facts.mpp,
+                tiles=int(plan.mask.sum()) * len(self.system.stages),
+                all_tiles=plan.mask.size * len(self.system.stages),
+                output_bytes=output_bytes(plan, codec, source),
+            )
+        finally:
+            source.close()
+
+    def seconds_per_tile(self) -> float:
+        """How long a pass of a tile through a stage takes here, by doing it."""
+        runner = self._runner(8, lambda _: None)
+        tile = Tile(0, 0, np.full((self.options.tile_px, self.options.tile_px, 3), 200, np.uint8))
+        for _ in range(2):  # the first is slower
+            start = perf_counter()
+            current: list[Pixels] = []
+            for stage in range(runner.stages):
+                current = list(runner.run(stage, [tile], current))
+        return (perf_counter() - start) / runner.stages
+
+    def _open(self, path: Path) -> SlideSource:
+        source = open_slide(path, max_pixels=self.options.max_pixels)
+        if self.options.region is None:
+            return source
+        try:
+            return Region(source, *self.options.region)
+        except ValueError as error:
+            source.close()
+            raise ImageFileError(f"{path}: {error}") from None
+
+    def _plan(self, source: SlideSource) -> SlidePlan:
+        facts, options = source.facts, self.options
+        plan = SlidePlan(facts.height_px, facts.width_px, options.tile_px, options.overlap_px)
+        overview = None if options.all_tiles else source.overview()
+        if overview is None:
+            return plan
+        return SlidePlan(facts.height_px, facts.width_px, options.tile_px, options.overlap_px, active_tiles(plan, overview))
+
+    def _restore(self, job: Job, source: SlideSource, start: float) -> Done:
+        codec = TileCodec.choose(self.options.compression, source.facts.bit_depth, self.options.quality)
+        plan = self._plan(source)
+        kept_at = journal_path(job.output, self.options.work_dir)
+        check_room(job.output.parent, kept_at.parent, output_bytes(plan, codec, source))
+        digest = content_sha256(job.input)
+        parameters = self._parameters(plan, source, codec)
+        identity = {"input": digest, "model": self.model_id, "weights": self.weights_sha256, "seed": self.seed, **parameters}
+        journal = Journal(kept_at, identity, fresh=not self.options.resume)
+        try:
+            created = journal.remember("created_utc", self.clock())
+            self._fill(journal, plan, source, codec)
+            provenance = Provenance(
+                version=__version__,
+                model_id=self.model_id,
+                weights_sha256=self.weights_sha256,
+                seed=self.seed,
+                parameters=parameters | {event.replace(" ", "_"): count for event, count in _counted(journal.events).items()},
+                input_sha256=digest,
+                pixel_um=self.options.mpp or source.facts.mpp,
+                created_utc=None,
+            )
+            pyramid = Pyramid(
+                width_px=plan.width_px,
+                height_px=plan.height_px,
+                dtype=source.facts.dtype,
+                mpp=provenance.pixel_um,
+                icc=source.facts.icc,
+                description=provenance.to_json(),
+                software=f"pathorestore {__version__}",
+                codec=codec,
+                format=self.options.format,
+            )
+            self._finish(journal, pyramid, job.output)
+            events = journal.events
+            self._write_record(job.output, provenance, created, events, perf_counter() - start)
+        except BaseException:
+            journal.close()
+            raise
+        journal.discard()
+        notes = [*source.facts.notes]
+        if not provenance.pixel_um:
+            notes.append("the slide does not say how large a pixel is, so neither does the output; --mpp would")
+        notes += [_EVENT_NOTES[kind].format(count) for kind, count in _counted(events).items()]
+        return Done(megapixels=plan.width_px * plan.height_px / 1e6, notes=tuple(notes))
+
+    def _fill(self, journal: Journal, plan: SlidePlan, source: SlideSource, codec: TileCodec) -> None:
+        """Restore what the journal does not hold yet; the rows behind are encoded while the next are computed."""
+        first = journal.lines(0)
+        if first >= plan.bands:
+            return
+        events: deque[Event] = deque()
+        streams = self._streams(plan, source, first * OUT_TILE_PX, events.append)
+        reader, final = streams[0], streams[-1]
+        pending: deque[tuple[int, list[Future[bytes]], list[Event]]] = deque()
+        encoders = ThreadPoolExecutor(self.options.encoders, thread_name_prefix="slide-encoder")
+        try:
+            for band in range(first, plan.bands):
+                y, bottom = band * OUT_TILE_PX, min((band + 1) * OUT_TILE_PX, plan.height_px)
+                final.need(bottom)
+                rows = final.window.cut(y, 0, bottom - y, plan.width_px)
+                final.window.forget(bottom)
+                pending.append((band, [encoders.submit(self._encoded, tile, codec, source) for tile in cut_tiles(rows)], _taken(events)))
+                while len(pending) > 1 or (pending and band == plan.bands - 1):
+                    _keep(journal, *pending.popleft())
+                if self.stop():
+                    while pending:
+                        _keep(journal, *pending.popleft())
+                    raise KeyboardInterrupt
+        finally:
+            assert isinstance(reader, SourceStream)
+            reader.close()
+            encoders.shutdown(wait=True, cancel_futures=True)
+
+    def _streams(
+        self, plan: SlidePlan, source: SlideSource, start_px: int, on_event: Callable[[Event], None]
+    ) -> list[SourceStream | StageStream]:
+        """The source and every stage, each beginning where the next needs it so that row `start_px` comes out as in a run from the top."""
+        runner = self._runner(source.facts.bit_depth, on_event)
+        starts = [start_px]
+        for _ in range(runner.stages):
+            starts.insert(0, StageStream.reaches_up_to(plan, starts[0]))
+
+        def read(y_px: int, height_px: int) -> Pixels:
+            rows, bad = read_rows(source, y_px, height_px)
+            if bad and self.options.on_bad_tile == "fail":
+                y, x = bad[0]
+                raise ImageFileError(
+                    f"the tile at x={x}, y={y} of the slide's largest level cannot be decoded; copy or export the slide again, or let the "
+                    "background's colour stand there with --on-bad-tile pass"
+                )
+            for y, x in bad:
+                on_event(Event("unreadable", y, x))
+            return rows
+
+        streams: list[SourceStream | StageStream] = [SourceStream(read, plan, starts[0], source.facts.stored_tile_px[0])]
+        reader = streams[0]
+        assert isinstance(reader, SourceStream)
+        total = int(plan.mask[plan.first_row(start_px) :].sum()) * runner.stages
+        done = 0
+
+        def count(tiles: int) -> None:
+            nonlocal done
+            done += tiles
+            self.on_status(Status("restore", min(done, total), total, peak_mib()))
+
+        for stage in range(runner.stages):
+            before = streams[-1] if stage else None
+            stream = StageStream(runner, stage, plan, reader, before, starts[stage + 1])
+            stream.on_tiles = count
+            streams.append(stream)
+        return streams
+
+    def _runner(self, bit_depth: int, on_event: Callable[[Event], None]) -> TileRunner:
+        return TileRunner(
+            restorer=self.system,
+            levels=Levels.of(bit_depth),
+            seed=self.seed,
+            device=self.device,
+            precision=self.precision,
+            batch_size=self.options.batch_size,
+            on_bad=self.options.on_bad_tile,
+            on_event=on_event,
+        )
+
+    def _encoded(self, levels: Pixels, codec: TileCodec, source: SlideSource) -> bytes:
+        return codec.encode(Levels.of(source.facts.bit_depth).to_pixels(levels, source.facts.dtype))
+
+    def _finish(self, journal: Journal, pyramid: Pyramid, target: Path) -> None:
+        total = sum(pyramid.lines(level) for level in range(1, len(pyramid.sizes)))
+        done = sum(journal.lines(level) for level in range(1, len(pyramid.sizes)))
+
+        def count(lines: int) -> None:
+            nonlocal done
+            done += lines
+            self.on_status(Status("levels", done, total, peak_mib()))
+            if self.stop():
+                raise KeyboardInterrupt
+
+        build_levels(journal, pyramid, count)
+        self.on_status(Status("write", 0, 1, peak_mib()))
+        write_pyramid(journal, pyramid, target, overwrite=self.overwrite)
+        self.on_status(Status("write", 1, 1, peak_mib()))
+
+    def _parameters(self, plan: SlidePlan, source: SlideSource, codec: TileCodec) -> dict[str, Parameter]:
+        """The settings that change pixels of the output."""
+        options = self.options
+        return {
+            **self.parameters,
+            "tile_px": options.tile_px,
+            "overlap_px": options.overlap_px,
+            "tiles": plan.mask.size,
+            "tiles_restored": int(plan.mask.sum()),
+            "mask": hashlib.sha256(plan.mask.tobytes()).hexdigest()[:16],
+            "region": None if options.region is None else ",".join(map(str, options.region)),
+            "on_bad_tile": options.on_bad_tile,
+            "format": options.format,
+            "compression": codec.compression,
+            "quality": codec.quality if codec.compression == "jpeg" else None,
+            "mpp_given": options.mpp,
+            "reader": source.facts.reader,
+            "bit_depth": source.facts.bit_depth,
+        }
+
+    def _write_record(self, target: Path, provenance: Provenance, created: str, events: list[Event], seconds: float) -> None:
+        """What is different in every run, and every place where something went wrong, beside the slide."""
+        record: dict[str, Any] = json.loads(provenance.to_json()) | {"created_utc": created, "seconds_of_last_run": round(seconds, 1)}
+        record["events"] = [event._asdict() for event in events]
+        record["peak_mib"] = peak_mib()
+        write_atomic(target.with_name(target.name + ".provenance.json"), (json.dumps(record, indent=1) + "\n").encode())
+
+
+def _keep(journal: Journal, band: int, tiles: list[Future[bytes]], events: list[Event]) -> None:
+    journal.keep(0, band, (tile.result() for tile in tiles), events)
+
+
+def _taken(events: deque[Event]) -> list[Event]:
+    return [events.popleft() for _ in range(len(events))]  # the reading thread may add to them meanwhile
+
+
+def _counted(events: list[Event]) -> dict[str, int]:
+    counts: dict[str, int] = {}
+    for event in events:
+        counts[event.kind] = counts.get(event.kind, 0) + 1
+    return dict(sorted(counts.items()))

@@ -1,0 +1,65 @@
+"""What a slide takes of the machine: room on disks, memory, and where its journal lies."""
+
+import hashlib
+import os
+import resource
+import shutil
+import sys
+import tempfile
+from pathlib import Path
+
+from pathorestore.atomic import make_folder
+from pathorestore.slide.codec import TileCodec
+from pathorestore.slide.plan import SlidePlan
+from pathorestore.slide.source import SlideSource
+
+_KIB = 2**10
+
+
+def journal_path(target: Path, work_dir: Path | None) -> Path:
+    """Where the journal of an output lies: beside it, hidden, or in a folder of the user's choice."""
+    if work_dir is None:
+        return target.parent / f".{_short(target.name)}.pathorestore-journal"
+    where = hashlib.sha256(os.fsencode(target.resolve())).hexdigest()[:12]
+    return work_dir / f"{_short(target.name)}.{where}.pathorestore-journal"
+
+
+def output_bytes(plan: SlidePlan, codec: TileCodec, source: SlideSource) -> int:
+    """A careful guess at the size of the written slide: with its smaller levels, glass taking a tenth of what tissue does."""
+    tissue = float(plan.mask.mean())
+    depth = source.facts.dtype.itemsize
+    return int(plan.width_px * plan.height_px * 4 / 3 * depth * codec.bytes_per_px * (0.1 + 0.9 * tissue)) + (1 << 16)
+
+
+def check_room(target: Path, work: Path, needed: int) -> None:
+    """Refuse before any work is done: folders that cannot be written to, disks that will be too small."""
+    by_disk: dict[int, tuple[Path, int]] = {}
+    for folder in (target, work):
+        make_folder(folder)
+        try:
+            with tempfile.NamedTemporaryFile(dir=folder, prefix=".pathorestore-"):
+                pass
+        except OSError as error:
+            raise OSError(error.errno, f"cannot be written to: {error.strerror}", str(folder)) from error
+        disk = folder.stat().st_dev
+        by_disk[disk] = (folder, by_disk.get(disk, (folder, 0))[1] + needed)
+    for folder, bytes_needed in by_disk.values():
+        free = shutil.disk_usage(folder).free
+        if free < bytes_needed:
+            wanted, there = (f"{size / 2**20:,.0f} MiB" for size in (bytes_needed, free))
+            raise OSError(
+                28, f"no room: about {wanted} needed, {there} free; make room, or take --work-dir or -o on another disk", str(folder)
+            )
+
+
+def peak_mib() -> int:
+    """The most memory that this process has held so far."""
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return int(peak // (_KIB * _KIB) if sys.platform == "darwin" else peak // _KIB)
+
+
+def _short(name: str) -> str:
+    """A file name that leaves room for a suffix."""
+    while len(os.fsencode(name)) > 180:
+        name = name[:-1]
+    return name
