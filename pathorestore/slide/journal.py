@@ -55,7 +55,7 @@ class Journal:
             raise
 
     def _check(self, job: Mapping[str, Any]) -> None:
-        record = json.dumps({"format": _FORMAT, **job}, sort_keys=True)
+        record = json.dumps({"journal_format": _FORMAT, **job}, sort_keys=True)
         known = self._connection.execute("select value from meta where name = 'job'").fetchone()
         if known is None:
             self._connection.execute("insert into meta values ('job', ?)", (record,))

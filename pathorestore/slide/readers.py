@@ -270,12 +270,15 @@ def _tiff_of(path: Path) -> Any:
             return None
     try:
         tiff = tifffile.TiffFile(path)
-        check_whole(tiff.pages[0], tiff.filehandle)
-    except ImageFileError as error:
-        tiff.close()
-        raise ImageFileError(f"{path}: {error}") from None
     except Exception:
         return None  # OpenSlide may know better
+    try:
+        check_whole(tiff.pages[0], tiff.filehandle)
+    except Exception as error:
+        tiff.close()
+        if isinstance(error, ImageFileError):
+            raise ImageFileError(f"{path}: {error}") from None
+        return None
     return tiff
 
 

@@ -22,7 +22,7 @@ from pathorestore.slide.codec import TileCodec
 from pathorestore.slide.journal import Journal
 from pathorestore.slide.plan import OUT_TILE_PX, SlidePlan, active_tiles
 from pathorestore.slide.pyramid import Pyramid, build_levels, cut_tiles, write_pyramid
-from pathorestore.slide.room import check_room, journal_path, output_bytes, peak_mib
+from pathorestore.slide.room import check_room, journal_path, output_bytes, peak_mib, short
 from pathorestore.slide.rows import Levels, Pixels
 from pathorestore.slide.source import LEAST_MPP, MOST_MPP, SLIDE_MAX_PIXELS, Region, SlideSource, content_sha256, open_slide, read_rows
 from pathorestore.slide.stream import SourceStream, StageStream
@@ -180,7 +180,9 @@ class RestoreSlide:
         check_room(job.output.parent, kept_at.parent, output_bytes(plan, codec, source))
         digest = content_sha256(job.input)
         parameters = self._parameters(plan, source, codec)
-        identity = {"input": digest, "model": self.model_id, "weights": self.weights_sha256, "seed": self.seed, **parameters}
+        # rows that are kept already had no bad tile, so another wish about those does not concern them
+        same = {name: value for name, value in parameters.items() if name != "on_bad_tile"}
+        identity = {"input": digest, "model": self.model_id, "weights": self.weights_sha256, "seed": self.seed, **same}
         journal = Journal(kept_at, identity, fresh=not self.options.resume)
         try:
             created = journal.remember("created_utc", self.clock())
@@ -342,7 +344,7 @@ class RestoreSlide:
         record: dict[str, Any] = json.loads(provenance.to_json()) | {"created_utc": created, "seconds_of_last_run": round(seconds, 1)}
         record["events"] = [event._asdict() for event in events]
         record["peak_mib"] = peak_mib()
-        write_atomic(target.with_name(target.name + ".provenance.json"), (json.dumps(record, indent=1) + "\n").encode())
+        write_atomic(target.with_name(f"{short(target.name)}.provenance.json"), (json.dumps(record, indent=1) + "\n").encode())
 
 
 def _keep(journal: Journal, band: int, tiles: list[Future[bytes]], events: list[Event]) -> None:

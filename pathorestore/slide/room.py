@@ -19,9 +19,9 @@ _KIB = 2**10
 def journal_path(target: Path, work_dir: Path | None) -> Path:
     """Where the journal of an output lies: beside it, hidden, or in a folder of the user's choice."""
     if work_dir is None:
-        return target.parent / f".{_short(target.name)}.pathorestore-journal"
+        return target.parent / f".{short(target.name)}.pathorestore-journal"
     where = hashlib.sha256(os.fsencode(target.resolve())).hexdigest()[:12]
-    return work_dir / f"{_short(target.name)}.{where}.pathorestore-journal"
+    return work_dir / f"{short(target.name)}.{where}.pathorestore-journal"
 
 
 def output_bytes(plan: SlidePlan, codec: TileCodec, source: SlideSource) -> int:
@@ -58,7 +58,7 @@ def peak_mib() -> int:
     return int(peak // (_KIB * _KIB) if sys.platform == "darwin" else peak // _KIB)
 
 
-def _short(name: str) -> str:
+def short(name: str) -> str:
     """A file name that leaves room for a suffix."""
     while len(os.fsencode(name)) > 180:
         name = name[:-1]
