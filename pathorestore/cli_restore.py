@@ -2,13 +2,14 @@
 
 import hashlib
 import json
+import os
 import signal
 import sys
 import threading
 from argparse import ArgumentError
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass
+from contextlib import AbstractContextManager, contextmanager
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -128,21 +129,62 @@ class RestoreAny:
 
         return self.pyramid or is_slide(job.input)
 
+    def size(self, job: "Job") -> tuple[int, ...]:
+        """How long a job will take beside others: slides by their tiles, then images by their bytes, then what cannot be read."""
+        try:
+            return (1, self.slide.estimate(job.input).tiles) if self.takes_slide(job) else (0, job.input.stat().st_size)
+        except Exception:  # told when it is the job's turn
+            return (-1,)
+
+    def ask_to_stop(self) -> None:
+        """Have a slide stop after the row of tiles that it is at."""
+        self.stop.asked = True
+
+    @property
+    def stopping(self) -> bool:
+        """Whether it has been asked to."""
+        return self.stop.asked
+
+    def patiently(self) -> AbstractContextManager[None]:
+        """A time in which Ctrl-C asks first, and interrupts only when it comes again."""
+        return self.stop.between_rows()
+
+
+@dataclass(frozen=True)
+class RestoreElsewhere:
+    """What a worker on Ray makes its work from; it travels there."""
+
+    arguments: "Namespace"
+    clock: Callable[[], str]
+
+    def __call__(self, device: str) -> RestoreAny:
+        """The work on a device."""
+        return _work(self.arguments, replace(restore_options(self.arguments), device=device), self.clock, lambda _: _no_bar, _unheard())
+
 
 def files_to_restore(
     arguments: "Namespace", clock: Callable[[], str], bar: Callable[[str], Bar], stop: "StopSignal"
 ) -> "tuple[list[Job], RestoreAny]":
     """The files that the arguments name, and what is done to each. bar: makes a progress bar for a unit."""
-    from pathorestore.pipelines.assemble import ready_restorer
     from pathorestore.pipelines.batch import plan_outputs
+
+    options = restore_options(arguments)
+    if arguments.engine == "ray":  # the driver only plans
+        options = replace(options, device="cpu", precision="fp32")
+    jobs = in_shard(plan_outputs(arguments.inputs, arguments.output), arguments.shard, arguments.output)
+    return jobs, _work(arguments, options, clock, bar, stop)
+
+
+def _work(
+    arguments: "Namespace", options: "RestoreOptions", clock: Callable[[], str], bar: Callable[[str], Bar], stop: StopSignal
+) -> RestoreAny:
+    from pathorestore.pipelines.assemble import ready_restorer
     from pathorestore.pipelines.image_file import DEFAULT_MAX_PIXELS
     from pathorestore.pipelines.restore_file import RestoreFile
     from pathorestore.slide.restore import RestoreSlide
     from pathorestore.slide.source import SLIDE_MAX_PIXELS
 
-    options = restore_options(arguments)
     slide_options = _slide_options(arguments, SLIDE_MAX_PIXELS)
-    jobs = in_shard(plan_outputs(arguments.inputs, arguments.output), arguments.shard)
     ready = ready_restorer(options, progress=bar("tile"))
     shared: dict[str, Any] = {
         "model_id": ready.model_id,
@@ -163,7 +205,7 @@ def files_to_restore(
         stop=lambda: stop.asked,
         **shared,
     )
-    return jobs, RestoreAny(image=image, slide=slide, pyramid=arguments.pyramid, stop=stop)
+    return RestoreAny(image=image, slide=slide, pyramid=arguments.pyramid, stop=stop)
 
 
 def restore_options(arguments: "Namespace") -> "RestoreOptions":
@@ -203,27 +245,32 @@ def _slide_options(arguments: "Namespace", max_pixels: int) -> "SlideOptions":
     )
 
 
-def in_shard(jobs: "Sequence[Job]", shard: str) -> "list[Job]":
-    """The jobs of part I of N, by the hash of their output's name, so that every job falls into one part whichever machine asks.
+def in_shard(jobs: "Sequence[Job]", shard: str, output: str | Path) -> "list[Job]":
+    """The jobs of part I of N, by the hash of their output's name below `output`: every job is in one part, whichever machine asks.
 
     "" is all of them. Raises ValueError for anything but I/N with 0 <= I < N.
     """
+    from pathorestore.slide.jobs import relative_name
+
     if not shard:
         return list(jobs)
     part, _, parts = shard.partition("/")
     if not (part.isdecimal() and parts.isdecimal() and int(part) < int(parts)):
         raise ValueError(f"--shard {shard} must be I/N with I from 0 to N - 1, such as 0/4")
-    keys = [int.from_bytes(hashlib.sha256(str(job.output).encode(errors="surrogateescape")).digest()[:8], "big") for job in jobs]
-    return [job for job, key in zip(jobs, keys, strict=True) if key % int(parts) == int(part)]
+    return [job for job in jobs if _key(relative_name(job.output, Path(output))) % int(parts) == int(part)]
+
+
+def _key(name: str) -> int:
+    return int.from_bytes(hashlib.sha256(os.fsencode(name)).digest()[:8], "big")
 
 
 def estimates(jobs: "Sequence[Job]", work: RestoreAny) -> list[list[str]]:
     """A table of what restoring would take, a row for each file; the time from a tile that is restored for it."""
-    rows = [["file", "size px", "mpp", "tiles", "MiB", "minutes"]]
+    rows = [["file", "size px", "mpp", "tiles", "disk MiB", "rows MiB", "minutes"]]
     per_tile = 0.0
     for job in jobs:
         if not work.takes_slide(job):
-            rows.append([str(job.input), "image", "", "", "", ""])
+            rows.append([str(job.input), "image", "", "", "", "", ""])
             continue
         found: SlideEstimate = work.slide.estimate(job.input)
         per_tile = per_tile or work.slide.seconds_per_tile()
@@ -234,6 +281,7 @@ def estimates(jobs: "Sequence[Job]", work: RestoreAny) -> list[list[str]]:
                 f"{found.mpp:.4g}" if found.mpp else "unknown",
                 f"{found.tiles} of {found.all_tiles}",
                 f"{found.output_bytes / _MIB:.0f}",
+                f"{found.memory_bytes / _MIB:.0f}",
                 f"{found.tiles * per_tile / 60:.1f}",
             ]
         )
@@ -248,6 +296,14 @@ def _four_numbers(text: str) -> tuple[int, int, int, int] | None:
         raise ArgumentError(None, f"--region {text} must be four whole numbers X,Y,W,H, such as 1000,2000,4096,4096")
     x, y, width, height = map(int, parts)
     return x, y, width, height
+
+
+def _unheard() -> StopSignal:
+    return StopSignal(lambda _: None)
+
+
+def _no_bar(_done: int, _total: int) -> None:
+    pass
 
 
 def _json_lines(status: "Status") -> None:

@@ -55,11 +55,11 @@ class Lively(Identity):
 
 
 def tissue_pixels(height: int, width: int, *, seed: int = 0, dtype: type = np.uint8) -> np.ndarray:
-    """Pixels h w 3 without two equal rows or columns."""
+    """Pixels h w 3 without two equal rows or columns; colours change slowly, as JPEG needs them to."""
     top = np.iinfo(dtype).max
     y, x = np.mgrid[:height, :width]
     waves = 0.5 + 0.25 * np.sin(x / 7.0 + y / 31.0) + 0.25 * np.cos(y / 5.0)
-    noise = np.random.default_rng(seed).uniform(-0.1, 0.1, (height, width, 3))
+    noise = np.random.default_rng(seed).uniform(-0.1, 0.1, (height, width, 1))
     return np.rint(np.clip(waves[..., None] * [0.9, 0.6, 0.8] + noise, 0, 1) * top).astype(dtype)
 
 

@@ -14,7 +14,11 @@ _DEFLATE_LEVEL = 6
 
 @dataclass(frozen=True)
 class TileCodec:
-    """compression: "jpeg" (8 bits, no chroma subsampling) or "deflate" (lossless). quality: of JPEG, 1-100."""
+    """compression: "jpeg" (8 bits) or "deflate" (lossless). quality: of JPEG, 1-100.
+
+    JPEG stores colour, not brightness, at half the width (4:2:2): Bio-Formats 7.3, and so QuPath, shows JPEG tiles without subsampling in
+    wrong colours, since it takes them out of YCbCr twice.
+    """
 
     compression: str
     quality: int = 90
@@ -37,7 +41,7 @@ class TileCodec:
         missing = [(0, OUT_TILE_PX - side) for side in tile.shape[:2]]
         full = np.pad(tile, (*missing, (0, 0)), mode="edge") if any(after for _, after in missing) else np.ascontiguousarray(tile)
         if self.compression == "jpeg":
-            return bytes(imagecodecs.jpeg8_encode(full, level=self.quality, subsampling="444"))
+            return bytes(imagecodecs.jpeg8_encode(full, level=self.quality, subsampling="422"))
         return bytes(imagecodecs.zlib_encode(np.asarray(imagecodecs.delta_encode(full, axis=1)).tobytes(), level=_DEFLATE_LEVEL))
 
     def decode(self, data: bytes, dtype: np.dtype[Any]) -> Pixels:
@@ -53,7 +57,7 @@ class TileCodec:
     def tags(self) -> dict[str, Any]:
         """What tifffile must be told about tiles that are encoded already."""
         if self.compression == "jpeg":
-            return {"compression": "jpeg", "photometric": "ycbcr", "subsampling": (1, 1)}
+            return {"compression": "jpeg", "photometric": "ycbcr", "subsampling": (2, 1)}
         return {"compression": "zlib", "predictor": True, "photometric": "rgb"}
 
     @property

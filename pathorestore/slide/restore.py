@@ -22,7 +22,7 @@ from pathorestore.slide.codec import TileCodec
 from pathorestore.slide.journal import Journal
 from pathorestore.slide.plan import OUT_TILE_PX, SlidePlan, active_tiles
 from pathorestore.slide.pyramid import Pyramid, build_levels, cut_tiles, write_pyramid
-from pathorestore.slide.room import check_room, journal_path, output_bytes, peak_mib, short
+from pathorestore.slide.room import check_room, journal_path, memory_bytes, output_bytes, peak_mib, short
 from pathorestore.slide.rows import Levels, Pixels
 from pathorestore.slide.source import LEAST_MPP, MOST_MPP, SLIDE_MAX_PIXELS, Region, SlideSource, content_sha256, open_slide, read_rows
 from pathorestore.slide.stream import SourceStream, StageStream
@@ -82,7 +82,7 @@ class SlideOptions:
 
 @dataclass(frozen=True, kw_only=True)
 class SlideEstimate:
-    """What a slide will take. tiles: passes of tiles through stages. output_bytes: a careful guess."""
+    """What a slide will take. tiles: passes of tiles through stages. output_bytes: a careful guess. memory_bytes: see `room`."""
 
     width_px: int
     height_px: int
@@ -90,6 +90,7 @@ class SlideEstimate:
     tiles: int
     all_tiles: int
     output_bytes: int
+    memory_bytes: int
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -140,6 +141,7 @@ class RestoreSlide:
                 tiles=int(plan.mask.sum()) * len(self.system.stages),
                 all_tiles=plan.mask.size * len(self.system.stages),
                 output_bytes=output_bytes(plan, codec, source),
+                memory_bytes=memory_bytes(plan, source, stages=len(self.system.stages)),
             )
         finally:
             source.close()
@@ -274,12 +276,13 @@ class RestoreSlide:
         reader = streams[0]
         assert isinstance(reader, SourceStream)
         total = int(plan.mask[plan.first_row(start_px) :].sum()) * runner.stages
-        done = 0
+        done = peak = 0
 
         def count(tiles: int) -> None:
-            nonlocal done
+            nonlocal done, peak
+            peak = peak if done % plan.shape[1] else peak_mib()  # asking takes as long as copying a tile
             done += tiles
-            self.on_status(Status("restore", min(done, total), total, peak_mib()))
+            self.on_status(Status("restore", min(done, total), total, peak))
 
         for stage in range(runner.stages):
             before = streams[-1] if stage else None

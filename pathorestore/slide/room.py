@@ -10,7 +10,7 @@ from pathlib import Path
 
 from pathorestore.atomic import make_folder
 from pathorestore.slide.codec import TileCodec
-from pathorestore.slide.plan import SlidePlan
+from pathorestore.slide.plan import OUT_TILE_PX, SlidePlan
 from pathorestore.slide.source import SlideSource
 
 _KIB = 2**10
@@ -29,6 +29,21 @@ def output_bytes(plan: SlidePlan, codec: TileCodec, source: SlideSource) -> int:
     tissue = float(plan.mask.mean())
     depth = source.facts.dtype.itemsize
     return int(plan.width_px * plan.height_px * 4 / 3 * depth * codec.bytes_per_px * (0.1 + 0.9 * tissue)) + (1 << 16)
+
+
+def memory_bytes(plan: SlidePlan, source: SlideSource, *, stages: int) -> int:
+    """What the engine holds of a slide at most, beside the program, the model and the reader's cache: it grows with the width alone.
+
+    Of the source the rows of tiles that the stages look at and a strip read ahead; of each stage a row of finished tiles, what is carried
+    into the next row, and the rows that the next stage or the encoder has not taken yet, all 16 bits; two rows of tiles being encoded.
+    """
+    width, tile, overlap = plan.padded_px[1], plan.tile_px, plan.overlap_px
+    strip = source.facts.stored_tile_px[0]
+    pixel = 3 * source.facts.dtype.itemsize
+    of_source = (tile + (stages - 1) * (tile - overlap) + 3 * strip) * pixel
+    of_stage = (tile - overlap) * 6 + 2 * overlap * 12 + (tile + OUT_TILE_PX) * 6
+    encoding = 2 * OUT_TILE_PX * 6
+    return width * (of_source + stages * of_stage + encoding)
 
 
 def check_room(target: Path, work: Path, needed: int) -> None:

@@ -15,7 +15,8 @@ from torch import Tensor
 
 from pathorestore.tiling import Axis
 
-WEIGHT_WHOLE = 1 << 8
+_WEIGHT_BITS = 8
+WEIGHT_WHOLE = 1 << _WEIGHT_BITS
 """One along each axis: a 16-bit value times both weights fits 32 bits."""
 
 Pixels = NDArray[Any]
@@ -142,9 +143,9 @@ class RowBlend:
             part[:, : beside.shape[1]] += beside
             beside = part[:, right - left :]
             # the sum along the row is a value times WEIGHT_WHOLE: down to 16 bits again, so that both weights fit in 32
-            strip = ((part[:, : right - left] + WEIGHT_WHOLE // 2) // WEIGHT_WHOLE) * down
+            strip = _rounded(part[:, : right - left]) * down
             strip[: len(above)] += above[:, left:right]
-            finished[:, left:right] = (strip[:done] + WEIGHT_WHOLE // 2) // WEIGHT_WHOLE
+            finished[:, left:right] = _rounded(strip[:done])
             carried[:, left:right] = strip[done:]
         self._from_above = carried
         self.row += 1
@@ -153,3 +154,8 @@ class RowBlend:
     @staticmethod
     def _next(axis: Axis, index: int) -> int:
         return axis.starts_px[index + 1] if index + 1 < len(axis.starts_px) else axis.length_px
+
+
+def _rounded(weighted: Pixels) -> Pixels:
+    """Sums of values times weights as values again; the shift is many times faster than a division."""
+    return np.right_shift(weighted + WEIGHT_WHOLE // 2, _WEIGHT_BITS)
