@@ -11,7 +11,7 @@ def fft_magnitude_l1(restored: Tensor, clean: Tensor) -> Tensor:
 
 
 def local_contrast_l1(restored: Tensor, clean: Tensor, *, window_px: int = 16) -> Tensor:
-    """Mean absolute difference of local contrast of b 3 h w images: the mean squared step of the grey level between neighbours; a scalar.
+    """Mean absolute difference of local contrast of b 3 h w images, the mean squared step of grey between neighbours; a scalar.
 
     That is what the co-occurrence contrast of a nucleus is, which dominates its texture (Haralick 1973; see `metrics.nuclei`). Detail of the
     right strength in the right place costs nothing even where its course cannot be known, unlike squared error, whose best guess is none.
