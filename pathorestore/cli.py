@@ -17,18 +17,21 @@ from typing import TYPE_CHECKING, Any
 
 from pathorestore.cli_data import fill_data, run_data
 from pathorestore.cli_fuse import fill_fuse, stacks_to_fuse
-from pathorestore.cli_restore import StopSignal, estimates, files_to_restore, fill_restore
+from pathorestore.cli_jobs import batch_on, fill_engine, fill_jobs, run_jobs
+from pathorestore.cli_restore import RestoreElsewhere, StopSignal, estimates, files_to_restore, fill_restore
 from pathorestore.cli_training import fill_ablate, fill_export, run_ablate, run_export
+from pathorestore.cli_view import fill_view, run_view
 from pathorestore.version import __version__
 
 if TYPE_CHECKING:
     from jsonargparse import ArgumentParser, Namespace
 
-    from pathorestore.pipelines.batch import AnyJob, Done, Existing, FileResult
+    from pathorestore.pipelines.batch import AnyJob, BatchReport, Done, Existing, FileResult
 
 _PROGRAM = "pathorestore"
 _MAX_PIXELS = 178_956_970
-_PLACES = {"inputs": "INPUT", "sharp": "SHARP", "stack": "STACK", "folder": "FOLDER", "manifest": "MANIFEST", "output": "-o/--output"}
+_PLACES = {name: name.upper() for name in ("sharp", "stack", "folder", "manifest")}
+_PLACES |= {"inputs": "INPUT", "restored": "OUT", "output": "-o/--output"}
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -78,25 +81,31 @@ def _report(error: Exception, *, one_by_one: bool) -> int:
 
 
 def _restore(arguments: "Namespace") -> int:
-    stop = StopSignal(_error)
+    stop, run = StopSignal(_error), batch_on(arguments, RestoreElsewhere(arguments, _now))
     jobs, work = files_to_restore(arguments, _now, lambda unit: _bar(unit, quiet=arguments.quiet), stop)
     if arguments.dry_run:
         from pathorestore.pipelines.report_text import aligned
 
-        print(aligned(estimates(jobs, work), right=frozenset({1, 2, 3, 4, 5})))
+        print(aligned(estimates(jobs, work), right=frozenset(range(1, 7))))
         return 0
     with stop.heard():
-        return _batch(jobs, work, arguments)
+        return _batch(jobs, work, arguments, run=run)
 
 
-def _batch(jobs: "Sequence[AnyJob]", work: "Callable[[AnyJob], Done]", arguments: "Namespace", *, done: str = "restored") -> int:
+def _batch(
+    jobs: "Sequence[AnyJob]",
+    work: "Callable[[AnyJob], Done]",
+    arguments: "Namespace",
+    *,
+    run: "Callable[..., BatchReport]",
+    done: str = "restored",
+) -> int:
     """Do the work on every job, tell of each file as it ends and of all at the end; returns the exit code."""
-    from pathorestore.pipelines.batch import run_batch
     from pathorestore.pipelines.report_text import batch_table
 
     existing: Existing = "overwrite" if arguments.overwrite else "skip" if arguments.skip_existing else "refuse"
     with _termination_as_interruption():
-        report = run_batch(jobs, work, existing=existing, on_result=lambda result: _show(result, arguments, done=done))
+        report = run(jobs, work, existing=existing, on_result=lambda result: _show(result, arguments, done=done))
     if report.interrupted:
         _error("interrupted; finished work is kept, --skip-existing goes on from here")
     if not arguments.quiet:
@@ -168,12 +177,19 @@ def _simulate(arguments: "Namespace") -> int:
 
 
 def _fuse(arguments: "Namespace") -> int:
+    from pathorestore.pipelines.batch import run_batch
+
     jobs, work = stacks_to_fuse(arguments, _now)
-    return _batch(jobs, work, arguments, done="fused")
+    return _batch(jobs, work, arguments, run=run_batch, done="fused")
 
 
 def _data(arguments: "Namespace") -> int:
     return run_data(arguments, _bar("row", quiet=False))
+
+
+def _view(arguments: "Namespace") -> int:
+    with _termination_as_interruption():
+        return run_view(arguments, _bar("tile", quiet=arguments.quiet))
 
 
 _COMMANDS: dict[str, Callable[["Namespace"], int]] = {
@@ -185,6 +201,8 @@ _COMMANDS: dict[str, Callable[["Namespace"], int]] = {
     "data": _data,
     "fuse": _fuse,
     "ablate": run_ablate,
+    "view": _view,
+    "jobs": run_jobs,
 }
 # LightningCLI parses these itself
 _TRAINING = {
@@ -261,7 +279,7 @@ def _termination_as_interruption() -> Iterator[None]:
 
 def _plain(message: str) -> str:
     """An error of the argument parser in the words of the command line, on one line."""
-    commands = r"\b(?:restore|demo|info|simulate|fuse|ablate|data\.make|data\.check)\.(\w+)"
+    commands = r"\b(?:restore|demo|info|simulate|fuse|ablate|view|jobs|data\.make|data\.check)\.(\w+)"
     message = re.sub(commands, lambda match: _PLACES.get(match[1], f"--{match[1]}"), message)
     message = re.sub(r'Parser key "(\w+)"(?: element (\d+))?:', lambda match: f"--{match[1].replace('_', '-')}:", message)
     message = re.sub(r"<class '(\w+)'>", r"\1", message)
@@ -291,6 +309,7 @@ def _parser() -> "ArgumentParser":
 
 def _fill_restore(command: "ArgumentParser") -> None:
     fill_restore(command)
+    fill_engine(command)
     _fill_batch(command, max_pixels=None)
 
 
@@ -349,4 +368,6 @@ _FILLERS: dict[str, tuple[Callable[["ArgumentParser"], None], str]] = {
     "data": (fill_data, "make and check the manifest that training reads"),
     "fuse": (_fill_fuse, "make one all-in-focus image of each focal stack"),
     "ablate": (fill_ablate, "train the variants of one of the paper's comparisons and tabulate them"),
+    "view": (fill_view, "look at a slide or image in a browser: before/after slider, layers, provenance"),
+    "jobs": (fill_jobs, "how the files of an output folder stand, whichever machines work at them"),
 }

@@ -26,6 +26,7 @@ from pathorestore.pipelines import assemble, info
 from pathorestore.pipelines.assemble import ReadyRestorer, RestoreOptions
 from pathorestore.pipelines.image_file import read_image_file
 from pathorestore.pipelines.provenance import read_provenance
+from pathorestore.slide.jobs import MANIFEST_NAME
 
 
 class Sharpener:
@@ -126,7 +127,8 @@ def fill_with_bad_files(folder: Path) -> None:
 
 
 def files_under(folder: Path) -> list[str]:
-    return sorted(path.relative_to(folder).as_posix() for path in folder.rglob("*") if not path.is_dir())
+    """Names of all files below a folder but its manifest of jobs."""
+    return sorted(path.relative_to(folder).as_posix() for path in folder.rglob("*") if not (path.is_dir() or path.name == MANIFEST_NAME))
 
 
 def test_every_odd_but_sound_file_is_restored(tmp_path, run):

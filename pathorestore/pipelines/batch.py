@@ -155,7 +155,7 @@ def run_batch(
     start, interrupted = perf_counter(), False
     try:
         for job in jobs:
-            result = _run_one(job, work, existing)
+            result = run_one(job, work, existing)
             results.append(result)
             on_result(result)
     except KeyboardInterrupt:
@@ -176,7 +176,8 @@ def explain(error: BaseException) -> str:
     return text if isinstance(error, ValueError | OSError) and text else f"unexpected {type(error).__name__}: {text or 'no message'}"
 
 
-def _run_one(job: AnyJob, work: Callable[[AnyJob], Done], existing: Existing) -> FileResult:
+def run_one(job: AnyJob, work: Callable[[AnyJob], Done], existing: Existing) -> FileResult:
+    """Do `work` on one job, as `run_batch` does; failures are results, interruptions are not."""
     start = perf_counter()
     try:
         there = job.output.is_file()
