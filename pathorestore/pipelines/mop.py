@@ -21,6 +21,7 @@ from pathorestore.models.optics_prompt import NoOptics, OpticsPrompt
 from pathorestore.models.pdiffusion import PDiffusion
 from pathorestore.models.pformer import MULTIPLE_PX, PFormer
 from pathorestore.models.prompts import EdgePrompt, PathologyPrompt, Prompter, Prompts
+from pathorestore.pipelines.light import keep_light
 from pathorestore.pipelines.refine import DiffusionRefiner, FineSettings, KeepCoarse, Refiner
 
 _SYSTEM = "MoPRestorer"
@@ -73,8 +74,7 @@ class MoPRestorer(nn.Module):
 
     def _coarse_stage(self, current: Tensor, degraded: Tensor, prompts: Prompts, noise: NoiseField) -> Tensor:
         del current, noise
-        coarse: Tensor = self.coarse(degraded, prompts.pathology, prompts.optics)
-        return coarse
+        return keep_light(self.coarse(degraded, prompts.pathology, prompts.optics), degraded)
 
     def _fine_stage(self, current: Tensor, degraded: Tensor, prompts: Prompts, noise: NoiseField) -> Tensor:
         return self.fine(current, degraded, prompts, noise=noise)
