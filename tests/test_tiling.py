@@ -286,6 +286,21 @@ def test_the_strength_takes_that_part_of_the_fine_stages_change(mop):
         FineSettings(process=ResShift(), strength=1.5)
 
 
+@pytest.mark.parametrize(("defocus_um", "share"), [(0.0, 0.0), (-1.0, 0.25), (1.0, 0.25), (3.2, 0.8), (-9.0, 0.8)])
+def test_the_nearer_to_focus_the_less_the_fine_stage_changes(mop, defocus_um, share):
+    image, noise = _tissue(128, 128), NoiseField.whole(0, 1)
+    prompts, coarse = mop.prepare(image)._replace(defocus_um=torch.tensor([defocus_um])), image * 0.9
+    process = mop.fine.settings.process
+    with torch.no_grad():
+        free, near = (
+            DiffusionRefiner(mop.fine.denoiser, settings)(coarse, image, prompts, noise=noise)
+            for settings in (FineSettings(process=process), FineSettings(process=process, strength=0.8, full_at_um=3.2))
+        )
+    assert torch.allclose(near, coarse + share * (free - coarse), atol=1e-6)
+    with pytest.raises(ValueError, match="full_at_um"):
+        FineSettings(process=process, full_at_um=-1.0)
+
+
 def test_the_whole_system_is_differentiable_and_repeatable(mop):
     image = _tissue(128, 128).requires_grad_()
     mop(image, noise=NoiseField.whole(0, 1)).square().mean().backward()

@@ -224,6 +224,19 @@ def test_as_many_images_as_asked_for_stand_at_the_first_step_of_the_chain(share,
     assert set(seen) == expected
 
 
+def test_a_fine_stage_can_learn_with_more_noise_than_it_is_used_with(crops, monkeypatch):
+    seen = []
+    marginal = ResShift.marginal
+    monkeypatch.setattr(ResShift, "marginal", lambda process, *state: seen.append(process.kappa) or marginal(process, *state))
+    for kappa in (0.0, 0.3):
+        stage = _stage("fine")
+        monkeypatch.setattr(stage, "log", lambda *_, **__: None)
+        stage.chain = replace(stage.chain, kappa=kappa)
+        stage.training_step(_batch(crops[:2]), 0)
+        assert stage.settings().process.kappa == 1.0
+    assert seen == [1.0, 0.3]
+
+
 def test_a_refined_image_does_not_depend_on_its_batch(crops):
     stage = _stage("fine")
     for parameter in stage.fine.parameters():

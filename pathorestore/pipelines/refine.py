@@ -3,6 +3,7 @@
 from dataclasses import dataclass
 from typing import Protocol
 
+import torch
 from torch import Tensor, nn
 
 from pathorestore.degradations.acquisition import gaussian_blur
@@ -45,16 +46,24 @@ class FineSettings:
     process: the chain. guard_px: width (standard deviation) of the Gaussian low-pass that is taken from the coarse image, so that the fine
     stage adds texture and moves neither colours nor shapes; 0 lets it change everything. Small networks need it: what they fail to denoise
     is coarse-grained noise. strength: how much of the fine stage's change is taken, in [0, 1]; a sample of what could be there costs more
-    squared error than a part of it, and gives more texture.
+    squared error than a part of it, and gives more texture. full_at_um: the estimated distance from focus from which on all of `strength`
+    is taken, nearer proportionally less, so that an image in focus is left alone; 0 takes it everywhere.
     """
 
     process: ResShift
     guard_px: float = 0.0
     strength: float = 1.0
+    full_at_um: float = 0.0
 
     def __post_init__(self) -> None:
-        if self.guard_px < 0 or not 0 <= self.strength <= 1:
-            raise ValueError(f"guard_px must be at least 0 and strength in [0, 1]; got {self.guard_px} and {self.strength}")
+        if min(self.guard_px, self.full_at_um) < 0 or not 0 <= self.strength <= 1:
+            told = f"{self.guard_px}, {self.full_at_um} and {self.strength}"
+            raise ValueError(f"guard_px and full_at_um must be at least 0 and strength in [0, 1]; got {told}")
+
+    def share(self, defocus_um: Tensor) -> Tensor:
+        """How much of the change is taken at estimated distances b: b 1 1 1."""
+        nearness = (defocus_um.abs() / self.full_at_um).clamp(max=1) if self.full_at_um else torch.ones_like(defocus_um)
+        return (self.strength * nearness).view(-1, 1, 1, 1)
 
 
 class DiffusionRefiner(nn.Module):
@@ -79,7 +88,7 @@ class DiffusionRefiner(nn.Module):
         change = restored - coarse
         if self.settings.guard_px > 0:
             change = change - gaussian_blur(change, sigma_px=self.settings.guard_px)
-        return coarse + self.settings.strength * change
+        return coarse + self.settings.share(prompts.defocus_um) * change
 
 
 class _Conditioned:

@@ -1,7 +1,7 @@
 """The two restoration stages: P-former (or a Restormer) and P-diffusion."""
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import cast
 
 import torch
@@ -22,6 +22,7 @@ from pathorestore.models.latent import WorkingSpace
 from pathorestore.models.pdiffusion import PDiffusion
 from pathorestore.models.pformer import PFormer, Restormer
 from pathorestore.models.prompts import Prompter, Prompts
+from pathorestore.pipelines.light import keep_light
 from pathorestore.pipelines.refine import DiffusionRefiner, FineSettings
 from pathorestore.training.pictures import heat_colours
 from pathorestore.training.schedules import Schedule
@@ -154,7 +155,9 @@ class ChainTraining:
     fft_weight: of the L1 of Fourier magnitudes of the predicted image, which rewards detail of the right strength wherever it lies.
     contrast_weight: of the L1 of its local contrast, which rewards it where it belongs.
     first_share: fraction of images at the chain's first step, t = T, whatever is drawn for the others. There stands the coarse image; at
-    the later steps the state holds most of the answer already, so that a small network has little to learn from them.
+    the later steps the state holds most of the answer already, so that a small network has little to learn from them. kappa: noise of the
+    process in training; 0 is that of the settings. A network that has learnt with more noise than it is used with takes less of what it
+    cannot know for noise, and gives more detail.
     """
 
     degraded_share: float = 0.1
@@ -163,10 +166,11 @@ class ChainTraining:
     fft_weight: float = 0.0
     contrast_weight: float = 0.0
     first_share: float = 0.0
+    kappa: float = 0.0
 
     def __post_init__(self) -> None:
-        if self.repeats < 1 or min(self.fft_weight, self.contrast_weight) < 0:
-            raise ValueError(f"repeats must be at least 1, fft_weight and contrast_weight at least 0; got {self}")
+        if self.repeats < 1 or min(self.fft_weight, self.contrast_weight, self.kappa) < 0:
+            raise ValueError(f"repeats must be at least 1, fft_weight, contrast_weight and kappa at least 0; got {self}")
         for share in ("degraded_share", "prompt_dropout", "first_share"):
             if not 0 <= getattr(self, share) <= 1:
                 raise ValueError(f"{share} must lie in [0, 1]; got {getattr(self, share)}")
@@ -231,7 +235,7 @@ class PDiffusionStage(Stage):
 
     def _chain_loss(self, clean: Tensor, guess: Tensor, degraded: Tensor, prompts: Prompts, streams: list[torch.Generator]) -> Tensor:
         state, start, seen = (self.space.encode(image) for image in (clean, guess, degraded))
-        process = self._settings.process
+        process = replace(self._settings.process, kappa=self.chain.kappa) if self.chain.kappa else self._settings.process
         t = torch.tensor([self._step(one) for one in streams], device=clean.device)
         seeds = [int(torch.randint(2**31, (), generator=one)) for one in streams]
         noise = torch.cat([self.space.noise(NoiseField(seed), _NOISE, state[i : i + 1]) for i, seed in enumerate(seeds)])
@@ -256,7 +260,7 @@ class PDiffusionStage(Stage):
 
     def _coarse_images(self, degraded: Tensor) -> Tensor:
         prompts = self.prompter(degraded)
-        return self.coarse(degraded, prompts.pathology, prompts.optics).float()
+        return keep_light(self.coarse(degraded, prompts.pathology, prompts.optics).float(), degraded)
 
     def restore(self, degraded: Tensor, key: Tensor) -> tuple[Tensor, Tensor]:
         """The coarse and the refined images of a degraded batch."""
