@@ -118,6 +118,8 @@ class RestoreAny:
 
     def __call__(self, job: "Job") -> "Done":
         """Restore one file by the engine that it needs."""
+        if self.stop.asked:  # too late for the slide before, which was being written
+            raise KeyboardInterrupt
         if not self.takes_slide(job):
             return self.image(job)
         with self.stop.between_rows():
