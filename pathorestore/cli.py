@@ -241,17 +241,18 @@ def _now() -> str:
     return datetime.now(UTC).isoformat(timespec="seconds")
 
 
-def _bar(unit: str, *, quiet: bool) -> Callable[[int, int], None]:
-    """A progress bar that hears (done, total) and starts anew after the last, on a terminal only."""
+def _bar(unit: str, *, quiet: bool) -> Callable[..., None]:
+    """A progress bar that hears (done, total, anything to be shown beside) and starts anew after the last, on a terminal only."""
     if quiet or not sys.stderr.isatty():
-        return lambda _done, _total: None
+        return lambda *_: None
     from tqdm import tqdm
 
     bars: list[Any] = []
 
-    def show(done: int, total: int) -> None:
+    def show(done: int, total: int, beside: str = "") -> None:
         if not bars:
             bars.append(tqdm(total=total, unit=unit, leave=False, file=sys.stderr))
+        bars[0].set_postfix_str(beside, refresh=False)
         bars[0].update(done - bars[0].n)
         if done >= total:
             bars.pop().close()

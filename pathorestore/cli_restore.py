@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from pathorestore.slide.restore import RestoreSlide, SlideEstimate, SlideOptions, Status
 
 _MIB = 2**20
-Bar = Callable[[int, int], None]
+Bar = Callable[..., None]
 
 
 def fill_restore(command: "ArgumentParser") -> None:
@@ -49,6 +49,8 @@ def fill_restore(command: "ArgumentParser") -> None:
 
 
 def _fill_slides(command: "ArgumentParser") -> None:
+    from jsonargparse import ActionYesNo
+
     slides = command.add_argument_group("slides, which are written as pyramidal TIFF")
     slides.add_argument("--pyramid", action="store_true", help="treat plain images as slides too")
     slides.add_argument("--region", type=str, default="", metavar="X,Y,W,H", help="restore a part only, in px of the largest level")
@@ -57,7 +59,9 @@ def _fill_slides(command: "ArgumentParser") -> None:
     slides.add_argument(
         "--on-bad-tile", choices=("fail", "pass"), default="fail", help="pass: leave and record what cannot be read or restored"
     )
-    slides.add_argument("--no-resume", action="store_true", help="begin anew instead of where an unfinished run stopped")
+    resume = ActionYesNo(yes_prefix="", no_prefix="no-")
+    slides.add_argument("--resume", action=resume, default=True, help="go on where an unfinished run stopped; --no-resume begins anew")
+    slides.add_argument("--geojson", action="store_true", help="write what was restored, and where something went wrong, for QuPath")
     slides.add_argument("--work-dir", type=str, default=None, help="local folder for unfinished work; default: beside the output")
     slides.add_argument(
         "--format", choices=("tiff", "ome-tiff"), default="tiff", help="ome-tiff for Bio-Formats; OpenSlide sees one level of it"
@@ -241,7 +245,8 @@ def _slide_options(arguments: "Namespace", max_pixels: int) -> "SlideOptions":
         region=_four_numbers(arguments.region),
         all_tiles=arguments.all_tiles,
         on_bad_tile=arguments.on_bad_tile,
-        resume=not arguments.no_resume,
+        resume=arguments.resume,
+        regions=arguments.geojson,
         work_dir=Path(arguments.work_dir) if arguments.work_dir else None,
         max_pixels=arguments.max_pixels or max_pixels,
     )
@@ -304,7 +309,7 @@ def _unheard() -> StopSignal:
     return StopSignal(lambda _: None)
 
 
-def _no_bar(_done: int, _total: int) -> None:
+def _no_bar(*_: object) -> None:
     pass
 
 
@@ -316,6 +321,6 @@ def _bars(bar: Callable[[str], Bar]) -> "Callable[[Status], None]":
     bars = {"restore": bar("tile"), "levels": bar("row"), "write": bar("file")}
 
     def show(status: "Status") -> None:
-        bars[status.phase](status.done, status.total)
+        bars[status.phase](status.done, status.total, f"{status.peak_mib} MiB")
 
     return show

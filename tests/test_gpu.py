@@ -64,3 +64,17 @@ def test_memory_is_bounded_by_the_tile_and_not_by_the_image():
         TiledRestorer(restorer, device="cuda").restore(torch.rand(1, 3, side, side))
         peaks.append(torch.cuda.max_memory_allocated())
     assert peaks[1] < 1.05 * peaks[0]
+
+
+def test_a_slide_comes_out_as_on_the_cpu_in_batches(tmp_path):
+    import numpy as np
+    from slide_samples import OPTIONS, level_pixels, run_slide, tissue_pixels, write_slide
+
+    source = write_slide(tmp_path / "in.tif", tissue_pixels(300, 500))
+    wishes = {"tile_px": 128, "overlap_px": 32, "batch_size": 4}
+    assert OPTIONS.all_tiles
+    run_slide(source, tmp_path / "here.tif", load_default(), wishes=wishes)
+    run_slide(source, tmp_path / "there.tif", load_default().cuda(), wishes=wishes, device="cuda")
+    difference = np.abs(level_pixels(tmp_path / "here.tif").astype(int) - level_pixels(tmp_path / "there.tif"))
+    assert difference.max() <= 2
+    assert (difference > 0).mean() < 0.01

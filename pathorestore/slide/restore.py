@@ -22,6 +22,7 @@ from pathorestore.slide.codec import TileCodec
 from pathorestore.slide.journal import Journal
 from pathorestore.slide.plan import OUT_TILE_PX, SlidePlan, active_tiles
 from pathorestore.slide.pyramid import Pyramid, build_levels, cut_tiles, write_pyramid
+from pathorestore.slide.regions import write_regions
 from pathorestore.slide.room import check_room, journal_path, memory_bytes, output_bytes, peak_mib, short
 from pathorestore.slide.rows import Levels, Pixels
 from pathorestore.slide.source import LEAST_MPP, MOST_MPP, SLIDE_MAX_PIXELS, Region, SlideSource, content_sha256, open_slide, read_rows
@@ -52,8 +53,8 @@ class SlideOptions:
     tile_px, overlap_px: of the model's tiles. batch_size: tiles per pass on an accelerator. format: "tiff" or "ome-tiff". compression:
     "auto", "jpeg" or "deflate". quality: of JPEG. mpp: side of a pixel where the slide does not tell it. region: x, y, width, height in
     pixels of the largest level. all_tiles: glass too. on_bad_tile: "fail", or "pass" what cannot be decoded or restored on, marked in the
-    record. resume: go on where an earlier run with the same settings stopped. work_dir: for the journal; it must be a local disk. encoders:
-    threads that compress.
+    record. resume: go on where an earlier run with the same settings stopped. work_dir: for the journal; it must be a local disk. regions:
+    write NAME.geojson too. encoders: threads that compress.
     """
 
     tile_px: int = 256
@@ -68,6 +69,7 @@ class SlideOptions:
     on_bad_tile: OnBad = "fail"
     resume: bool = True
     work_dir: Path | None = None
+    regions: bool = False
     max_pixels: int = SLIDE_MAX_PIXELS
     encoders: int = 2
 
@@ -213,6 +215,8 @@ class RestoreSlide:
             self._finish(journal, pyramid, job.output)
             events = journal.events
             self._write_record(job.output, provenance, created, events, perf_counter() - start)
+            if self.options.regions:
+                write_regions(job.output.with_name(f"{short(job.output.name)}.geojson"), plan, events, source.facts.stored_tile_px)
         except BaseException:
             journal.close()
             raise

@@ -1,0 +1,101 @@
+"""What was done where on a slide, as GeoJSON that QuPath takes for annotations."""
+
+import json
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from pathorestore.atomic import write_atomic
+from pathorestore.slide.plan import SlidePlan
+from pathorestore.slide.tiles import Event
+
+_COLOURS = {"restored": (46, 125, 50), "unreadable": (198, 40, 40), "not finite": (239, 108, 0), "single precision": (106, 27, 154)}
+Corner = tuple[int, int]
+
+
+def write_regions(path: Path, plan: SlidePlan, events: Sequence[Event], event_px: tuple[int, int]) -> None:
+    """Write the restored part of a slide and every event as features, in pixels of the largest level.
+
+    event_px: height and width of what an event "unreadable" is about; the others are about tiles of the plan.
+    """
+    features = [_feature("restored", "MultiPolygon", list(_restored(plan)))]
+    for event in events:
+        height, width = event_px if event.kind == "unreadable" else (plan.tile_px, plan.tile_px)
+        bottom, right = min(event.y_px + height, plan.height_px), min(event.x_px + width, plan.width_px)
+        features.append(_feature(event.kind, "Polygon", [_ring((event.y_px, event.x_px), (bottom, right))]))
+    text = json.dumps({"type": "FeatureCollection", "features": [feature for feature in features if feature["geometry"]["coordinates"]]})
+    write_atomic(path, (text + "\n").encode())
+
+
+def _feature(name: str, kind: str, coordinates: list[Any]) -> dict[str, Any]:
+    properties = {"objectType": "annotation", "classification": {"name": name, "color": _COLOURS[name]}, "isLocked": True}
+    return {"type": "Feature", "geometry": {"type": kind, "coordinates": coordinates}, "properties": properties}
+
+
+def _ring(top_left: Corner, bottom_right: Corner) -> list[list[int]]:
+    (top, left), (bottom, right) = top_left, bottom_right
+    return [[left, top], [right, top], [right, bottom], [left, bottom], [left, top]]
+
+
+def _restored(plan: SlidePlan) -> Iterator[list[list[list[int]]]]:
+    """The active tiles as polygons that do not overlap, holes included: those of cells between the starts of tiles."""
+    rows, columns = ([*axis.starts_px, length] for axis, length in ((plan.rows, plan.height_px), (plan.columns, plan.width_px)))
+    outer: list[tuple[list[Corner], list[list[int]]]] = []
+    holes: list[tuple[list[Corner], list[list[int]]]] = []
+    for loop in _outlines(plan.mask):
+        ring = [[min(columns[x], plan.width_px), min(rows[y], plan.height_px)] for y, x in [*loop, loop[0]]]
+        (outer if _area(loop) > 0 else holes).append((loop, ring))
+    for loop, ring in outer:
+        yield [ring, *(inner for hole, inner in holes if _inside(hole, loop))]
+
+
+def _outlines(mask: NDArray[np.bool_]) -> Iterator[list[Corner]]:
+    """Closed outlines of the cells that are true, as corners (y, x): clockwise around them on the screen, the other way around holes."""
+    grown = np.pad(mask, 1)
+    edges: dict[Corner, list[Corner]] = {}
+    for y, x in np.argwhere(mask).tolist():
+        # an edge for each side without a neighbour, with the cell on its right
+        for (down, right), start, end in (
+            ((-1, 0), (y, x), (y, x + 1)),
+            ((0, 1), (y, x + 1), (y + 1, x + 1)),
+            ((1, 0), (y + 1, x + 1), (y + 1, x)),
+            ((0, -1), (y + 1, x), (y, x)),
+        ):
+            if not grown[y + 1 + down, x + 1 + right]:
+                edges.setdefault(start, []).append(end)
+    while edges:
+        loop = [next(iter(edges))]
+        while True:
+            here, ends = loop[-1], edges[loop[-1]]
+            before = loop[-2] if len(loop) > 1 else None
+            # where two cells touch at a corner, turn right: they stay apart
+            chosen = ends[0] if before is None or len(ends) == 1 else next(end for end in ends if _turn(before, here, end) > 0)
+            ends.remove(chosen)
+            if not ends:
+                del edges[here]
+            if chosen == loop[0]:
+                break
+            loop.append(chosen)
+        yield [point for index, point in enumerate(loop) if _turn(loop[index - 1], point, loop[(index + 1) % len(loop)])]
+
+
+def _turn(before: Corner, here: Corner, after: Corner) -> int:
+    """Positive for a turn to the right on the screen, zero for none."""
+    return (here[1] - before[1]) * (after[0] - here[0]) - (here[0] - before[0]) * (after[1] - here[1])
+
+
+def _area(loop: Sequence[Corner]) -> int:
+    return sum(a[1] * b[0] - b[1] * a[0] for a, b in zip(loop, [*loop[1:], loop[0]], strict=True))
+
+
+def _inside(hole: Sequence[Corner], outline: Sequence[Corner]) -> bool:
+    """Whether a hole lies inside an outline: a ray from just inside the hole's first corner crosses it an odd number of times."""
+    y, x = min(hole)
+    y_mid, x_mid = y + 0.5, x + 0.5
+    crossings = 0
+    for (ay, ax), (by, bx) in zip(outline, [*outline[1:], outline[0]], strict=True):
+        crossings += ax == bx and min(ay, by) < y_mid < max(ay, by) and ax > x_mid
+    return crossings % 2 == 1
