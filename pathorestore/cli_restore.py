@@ -273,13 +273,19 @@ def _key(name: str) -> int:
 
 def estimates(jobs: "Sequence[Job]", work: RestoreAny) -> list[list[str]]:
     """A table of what restoring would take, a row for each file; the time from a tile that is restored for it."""
+    from pathorestore.pipelines.batch import explain
+
     rows = [["file", "size px", "mpp", "tiles", "disk MiB", "rows MiB", "minutes"]]
     per_tile = 0.0
     for job in jobs:
         if not work.takes_slide(job):
             rows.append([str(job.input), "image", "", "", "", "", ""])
             continue
-        found: SlideEstimate = work.slide.estimate(job.input)
+        try:
+            found: SlideEstimate = work.slide.estimate(job.input)
+        except Exception as error:  # the others can be told all the same
+            rows.append([explain(error), "", "", "", "", "", ""])
+            continue
         per_tile = per_tile or work.slide.seconds_per_tile()
         rows.append(
             [

@@ -46,12 +46,20 @@ class Axis:
                 raw[index + 1, :overlap] *= ramp
                 raw[index, self.tile_px - overlap :] *= 1 - ramp
         # a clamped last tile can overlap more than its neighbour: normalise, then round the running sum so that the roundings cancel
-        canvas = torch.zeros(len(self.starts_px), self.length_px, dtype=torch.float64)
-        for index, start in enumerate(self.starts_px):
-            canvas[index, start : start + self.tile_px] = raw[index]
-        running = (canvas / canvas.sum(dim=0)).cumsum(dim=0).mul(self.whole).round().long()
-        exact = torch.diff(running, dim=0, prepend=torch.zeros(1, self.length_px, dtype=torch.long))
-        return torch.stack([exact[index, start : start + self.tile_px] for index, start in enumerate(self.starts_px)])
+        return torch.stack([self._exact(raw, index) for index in range(len(self.starts_px))])
+
+    def _exact(self, raw: Tensor, index: int) -> Tensor:
+        """Integer weights of one tile: its share of the raw weights, of which no more than two tiles on either side have any there."""
+        start, before, total = self.starts_px[index], torch.zeros(self.tile_px, dtype=torch.float64), torch.zeros(self.tile_px).double()
+        for other in range(max(0, index - 2), min(len(self.starts_px), index + 3)):
+            offset = self.starts_px[other] - start
+            if abs(offset) < self.tile_px:
+                here = slice(max(0, offset), self.tile_px + min(0, offset))
+                there = slice(max(0, -offset), self.tile_px - max(0, offset))
+                total[here] += raw[other, there]
+                before[here] += raw[other, there] if other < index else 0.0
+        edges = torch.stack([before, before + raw[index]]) / total
+        return torch.diff(edges.mul(self.whole).round().long(), dim=0)[0]
 
 
 @dataclass(frozen=True)

@@ -9,9 +9,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from slide_samples import run_slide, tissue_pixels, write_slide
 
+from pathorestore.slide.events import Event
 from pathorestore.slide.plan import SlidePlan
 from pathorestore.slide.regions import write_regions
-from pathorestore.slide.tiles import Event
 
 
 def _filled(geometry, height, width):

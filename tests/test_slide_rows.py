@@ -6,7 +6,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pathorestore.slide.plan import SlidePlan, active_tiles
+from pathorestore.slide.plan import SlidePlan, active_tiles, glass_colour
 from pathorestore.slide.rows import WEIGHT_WHOLE, Levels, RowBlend, RowWindow
 from pathorestore.tiling import Axis
 
@@ -87,15 +87,22 @@ def test_tissue_is_never_left_out(height, width, data):
     plan = SlidePlan(height, width, 32, 8)
     x, y = data.draw(st.integers(0, width - 8)), data.draw(st.integers(0, height - 8))
     overview = np.full((height // 4 + 1, width // 4 + 1, 3), 240, np.uint8)
+    glass = glass_colour(overview)
     overview[y // 4 : (y + 8) // 4 + 1, x // 4 : (x + 8) // 4 + 1] = (200, 150, 180)
-    active = active_tiles(plan, overview)
+    assert glass.tolist() == [240, 240, 240]
+    active = active_tiles(plan, overview, glass)
     for row, top in enumerate(plan.rows.starts_px):
         for column, left in enumerate(plan.columns.starts_px):
             if top < y + 8 and y < top + 32 and left < x + 8 and x < left + 32:
                 assert active[row, column]
     far = np.full_like(overview, 240)
-    assert not active_tiles(plan, far).any()
-    assert not active_tiles(plan, far + np.random.default_rng(0).integers(-4, 5, far.shape).astype(np.int8).view(np.uint8)).any()
+    assert not active_tiles(plan, far, glass).any()
+    assert not active_tiles(plan, far + np.random.default_rng(0).integers(-4, 5, far.shape).astype(np.int8).view(np.uint8), glass).any()
+
+
+def test_a_picture_of_tissue_alone_has_no_glass():
+    for colour in ((200, 150, 180), (90, 90, 90), (235, 200, 225)):
+        assert glass_colour(np.full((50, 60, 3), colour, np.uint8)) is None
 
 
 def test_a_plan_that_cannot_be_is_refused():

@@ -5,6 +5,7 @@ from typing import Any
 
 import numpy as np
 
+from pathorestore.pipelines.batch import PlanError
 from pathorestore.slide.plan import OUT_TILE_PX
 from pathorestore.slide.rows import Pixels
 
@@ -29,9 +30,9 @@ class TileCodec:
 
     @classmethod
     def choose(cls, compression: str, bit_depth: int, quality: int) -> "TileCodec":
-        """The codec for a slide: auto takes JPEG for 8 bits and deflate for 16. Raises ValueError for 16-bit JPEG."""
+        """The codec for a slide: auto takes JPEG for 8 bits and deflate for 16. Raises PlanError for 16-bit JPEG."""
         if compression == "jpeg" and bit_depth == 16:
-            raise ValueError("--compression jpeg holds 8 bits and the slide has 16; use deflate, or auto")
+            raise PlanError("--compression jpeg holds 8 bits and the slide has 16; use deflate, or auto")
         return cls(("jpeg" if bit_depth == 8 else "deflate") if compression == "auto" else compression, quality)
 
     def encode(self, tile: Pixels) -> bytes:

@@ -9,12 +9,12 @@ import os
 import socket
 import sqlite3
 from collections.abc import Iterable, Iterator, Mapping
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
 from pathorestore.pipelines.batch import JobLocked, PlanError
-from pathorestore.slide.tiles import Event
+from pathorestore.slide.events import Event
 
 _FORMAT = 1
 _TABLES = """
@@ -39,34 +39,33 @@ class Journal:
         self.path = path
         self._lock_path = path.with_name(path.name + ".lock")
         self._lock = _locked(self._lock_path, path)
+        self._connection: sqlite3.Connection | None = None
         try:
             if fresh:
                 self._remove()
-            self._connection = sqlite3.connect(path, isolation_level=None, timeout=0, check_same_thread=False)
-            self._connection.execute("pragma journal_mode = wal")
-            self._connection.execute("pragma synchronous = normal")
-            self._connection.executescript(_TABLES)
+            # what is in it may be a patient's
+            os.close(os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o600))
+            with self._explained():
+                self._connection = sqlite3.connect(path, isolation_level=None, timeout=0, check_same_thread=False)
+                self._connection.execute("pragma locking_mode = exclusive")  # no memory shared with others, which network disks cannot
+                self._connection.execute("pragma journal_mode = wal")
+                self._connection.execute("pragma synchronous = normal")
+                self._connection.executescript(_TABLES)
             self._check(job)
-        except sqlite3.DatabaseError as error:
-            self._release()
-            raise OtherSettings(f"{path}: is no journal that can be read ({error}); --no-resume begins anew") from error
         except BaseException:
-            self._release()
+            self.close()
             raise
 
     def _check(self, job: Mapping[str, Any]) -> None:
         record = json.dumps({"journal_format": _FORMAT, **job}, sort_keys=True)
-        known = self._connection.execute("select value from meta where name = 'job'").fetchone()
-        if known is None:
-            self._connection.execute("insert into meta values ('job', ?)", (record,))
-        elif known[0] != record:
-            before, now = json.loads(known[0]), json.loads(record)
+        known = self.remember("job", record)
+        if known != record:
+            before, now = json.loads(known), json.loads(record)
             changed = [
                 f"{name} was {before.get(name)!r}, is {now.get(name)!r}"
                 for name in sorted(before | now)
                 if before.get(name) != now.get(name)
             ]
-            self.close()
             raise OtherSettings(
                 f"{self.path}: an unfinished run with other settings ({'; '.join(changed)}); give the same again to go on, or --no-resume "
                 "to begin anew"
@@ -74,27 +73,28 @@ class Journal:
 
     def lines(self, level: int) -> int:
         """How many rows of tiles of a level are kept, from the top without a gap."""
-        found = [line for (line,) in self._connection.execute("select line from lines where level = ? order by line", (level,))]
+        found = [line for (line,) in self._rows("select line from lines where level = ? order by line", (level,))]
         return next((index for index, line in enumerate(found) if index != line), len(found))
 
     def keep(self, level: int, line: int, tiles: Iterable[bytes], events: Iterable[Event] = ()) -> None:
         """Keep a row of tiles, from left to right, with what happened on the way: all of it or nothing."""
-        self._connection.execute("begin immediate")
-        try:
-            rows = ((level, line, place, data) for place, data in enumerate(tiles))
-            self._connection.executemany("insert or replace into tiles values (?, ?, ?, ?)", rows)
-            self._connection.executemany("insert or ignore into events values (?, ?, ?)", events)
-            self._connection.execute("insert or replace into lines values (?, ?)", (level, line))
-            self._connection.execute("commit")
-        except sqlite3.Error as error:
-            with suppress(sqlite3.Error):
-                self._connection.execute("rollback")
-            raise _disk_error(error, self.path) from error
+        rows = [(level, line, place, data) for place, data in enumerate(tiles)]
+        with self._explained() as connection:
+            try:
+                connection.execute("begin immediate")
+                connection.executemany("insert or replace into tiles values (?, ?, ?, ?)", rows)
+                connection.executemany("insert or ignore into events values (?, ?, ?)", events)
+                connection.execute("insert or replace into lines values (?, ?)", (level, line))
+                connection.execute("commit")
+            except sqlite3.Error:
+                with suppress(sqlite3.Error):
+                    connection.execute("rollback")
+                raise
 
     def line(self, level: int, line: int) -> list[bytes]:
         """The tiles of a kept row, from left to right."""
         query = "select data from tiles where level = ? and line = ? order by place"
-        return [data for (data,) in self._connection.execute(query, (level, line))]
+        return [data for (data,) in self._rows(query, (level, line))]
 
     def tiles(self, level: int) -> Iterator[bytes]:
         """All tiles of a level, row by row."""
@@ -102,28 +102,25 @@ class Journal:
             yield from self.line(level, line)
 
     @property
-    def tile_bytes(self) -> int:
-        """Sum of the sizes of all kept tiles."""
-        return int(self._connection.execute("select coalesce(sum(length(data)), 0) from tiles").fetchone()[0])
-
-    @property
     def events(self) -> list[Event]:
         """What happened, in the order of its place."""
-        return [Event(*row) for row in self._connection.execute("select kind, y, x from events order by kind, y, x")]
+        return [Event(*row) for row in self._rows("select kind, y, x from events order by kind, y, x")]
 
     def remember(self, name: str, value: str) -> str:
         """Keep a value under a name unless there is one already; returns the one that is kept."""
-        self._connection.execute("insert or ignore into meta values (?, ?)", (name, value))
-        return str(self._connection.execute("select value from meta where name = ?", (name,)).fetchone()[0])
+        self._rows("insert or ignore into meta values (?, ?)", (name, value))
+        return str(self._rows("select value from meta where name = ?", (name,))[0][0])
 
     def close(self) -> None:
         """Close it; what is in it stays."""
-        self._connection.close()
+        if self._connection is not None:
+            self._connection.close()
         self._release()
 
     def discard(self) -> None:
         """Close and remove it: the output is where it belongs."""
-        self._connection.close()
+        if self._connection is not None:
+            self._connection.close()
         self._remove()
         with suppress(OSError):
             self._lock_path.unlink()
@@ -134,8 +131,23 @@ class Journal:
             self.path.with_name(self.path.name + suffix).unlink(missing_ok=True)
 
     def _release(self) -> None:
-        with suppress(OSError):
+        if self._lock >= 0:
             os.close(self._lock)
+        self._lock = -1
+
+    def _rows(self, query: str, values: tuple[Any, ...] = ()) -> list[Any]:
+        with self._explained() as connection:
+            return connection.execute(query, values).fetchall()
+
+    @contextmanager
+    def _explained(self) -> Iterator[Any]:
+        """The connection, what it raises being told as what it is: a disk that is full or fails, or a file that is no journal."""
+        try:
+            yield self._connection
+        except sqlite3.OperationalError as error:
+            raise _disk_error(error, self.path) from error
+        except sqlite3.DatabaseError as error:
+            raise OtherSettings(f"{self.path}: is no journal that can be read ({error}); --no-resume begins anew") from error
 
 
 def _locked(lock_path: Path, path: Path) -> int:
@@ -143,12 +155,17 @@ def _locked(lock_path: Path, path: Path) -> int:
     handle = os.open(lock_path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o600)
     try:
         fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError:
+        if not lock_path.exists() or not os.path.samestat(os.fstat(handle), lock_path.stat()):
+            raise BlockingIOError  # who had it has just removed it, and another may have made a new one
+        os.truncate(handle, 0)
+        os.write(handle, f"process {os.getpid()} on {socket.gethostname()}\n".encode())
+    except BlockingIOError:
         who = os.read(handle, 200).decode(errors="replace").strip() or "another process"
         os.close(handle)
         raise JobLocked(11, f"is being restored by {who}; wait for it, or stop it", str(path)) from None
-    os.truncate(handle, 0)
-    os.write(handle, f"process {os.getpid()} on {socket.gethostname()}\n".encode())
+    except OSError as error:
+        os.close(handle)
+        raise OSError(error.errno, f"cannot be locked: {error.strerror}", str(lock_path)) from error
     return handle
 
 

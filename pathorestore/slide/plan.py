@@ -14,6 +14,7 @@ from pathorestore.tiling import Axis, TilePlan
 OUT_TILE_PX = 256
 _GRID_PX = 8
 _GLASS_PERCENTILE = 90
+_DARKEST_GLASS, _MOST_TINT = 190, 24  # grey levels
 _LEAST_CONTRAST = 12  # grey levels off the colour of the glass; compression and dust stay below
 
 
@@ -71,16 +72,21 @@ class SlidePlan:
         return next(index for index, start in enumerate(self.rows.starts_px) if start + self.tile_px > y_px)
 
 
-def active_tiles(plan: SlidePlan, overview: NDArray[np.uint8]) -> NDArray[np.bool_]:
-    """Which tiles show anything but glass on an overview h w 3 of the whole slide, widened by one of its pixels.
+def glass_colour(overview: NDArray[np.uint8]) -> NDArray[np.float64] | None:
+    """The brightest common colour of the overview h w 3 of a whole slide; None where that is no glass, bright and colourless."""
+    levels = overview.reshape(-1, 3).astype(np.int16)
+    glass = np.median(levels[levels.sum(axis=1) >= np.percentile(levels.sum(axis=1), _GLASS_PERCENTILE)], axis=0)
+    return glass if glass.min() >= _DARKEST_GLASS and np.ptp(glass) <= _MOST_TINT else None
 
-    Glass is the brightest common colour of the overview; what differs from it by more than a few grey levels in any colour counts, so that
-    pale tissue is rather restored for nothing than left out.
+
+def active_tiles(plan: SlidePlan, overview: NDArray[np.uint8], glass: NDArray[np.float64]) -> NDArray[np.bool_]:
+    """Which tiles show anything but glass on an overview h w 3 of what is planned, widened by one of its pixels.
+
+    What differs from the glass by more than a few grey levels in any colour counts, so that pale tissue is rather restored for nothing
+    than left out.
     """
     import cv2
 
-    levels = overview.reshape(-1, 3).astype(np.int16)
-    glass = np.median(levels[levels.sum(axis=1) >= np.percentile(levels.sum(axis=1), _GLASS_PERCENTILE)], axis=0)
     stands_out = (np.abs(overview.astype(np.int16) - glass) > _LEAST_CONTRAST).any(axis=2).astype(np.uint8)
     stands_out = cv2.dilate(stands_out, np.ones((3, 3), np.uint8))
     scale = np.array(overview.shape[:2]) / (plan.height_px, plan.width_px)

@@ -1,7 +1,6 @@
 """From the journal's tiles to a slide on disk: smaller levels, one TIFF, looked at again before it gets its name."""
 
 import os
-import uuid
 from collections.abc import Callable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass
@@ -15,6 +14,7 @@ from pathorestore.pipelines.pixel_size import CENTIMETRE_UM
 from pathorestore.slide.codec import TileCodec
 from pathorestore.slide.journal import Journal
 from pathorestore.slide.plan import OUT_TILE_PX
+from pathorestore.slide.room import short
 from pathorestore.slide.rows import Pixels
 
 FORMATS = ("tiff", "ome-tiff")
@@ -73,8 +73,11 @@ def write_pyramid(journal: Journal, pyramid: Pyramid, target: Path, *, overwrite
 
     Raises OSError if it cannot be written, FileExistsError if something has that name by now and may not be replaced, SelfCheckFailed.
     """
-    part = target.parent / f".pathorestore-{uuid.uuid4().hex}.part"
+    part = (
+        target.parent / f".{short(target.name)}.pathorestore-part"
+    )  # one name, so that what a killed run left is found; the journal locks it
     try:
+        part.unlink(missing_ok=True)
         _write(journal, pyramid, part)
         _check(journal, pyramid, part)
         with part.open("rb") as file:
@@ -86,11 +89,12 @@ def write_pyramid(journal: Journal, pyramid: Pyramid, target: Path, *, overwrite
                 os.link(part, target, follow_symlinks=False)  # fails if the name is taken, unlike rename
             except FileExistsError:
                 raise FileExistsError(17, "exists by now; --overwrite replaces it", str(target)) from None
-            except OSError:  # a file system without links
+            except OSError:  # a file system without links: take the name first
+                os.close(os.open(target, os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW))
                 part.replace(target)
         _sync_folder(target.parent)
     except OSError as error:
-        if error.filename in (None, str(part)):
+        if error.filename in (None, str(part)) and not isinstance(error, SelfCheckFailed):
             raise OSError(error.errno, f"cannot be written: {error.strerror or error}", str(target)) from error
         raise
     finally:
@@ -151,13 +155,18 @@ def _check_with_openslide(pyramid: Pyramid, part: Path) -> None:
         return
     if pyramid.dtype != np.uint8:
         return
-    with openslide.OpenSlide(part) as slide:
-        levels = pyramid.sizes if pyramid.format == "tiff" else pyramid.sizes[:1]  # OpenSlide does not look into SubIFDs
-        _same("OpenSlide sees levels of", list(slide.level_dimensions), levels)
-        slide.read_region((pyramid.width_px // 2, pyramid.height_px // 2), slide.level_count - 1, (1, 1))
-        mpp = float(slide.properties.get("openslide.mpp-x", "nan"))
-        if pyramid.mpp and not abs(mpp - pyramid.mpp) < 1e-3 * pyramid.mpp:
-            raise SelfCheckFailed(5, f"OpenSlide reads {mpp} um per pixel, written were {pyramid.mpp}", str(part))
+    try:
+        with openslide.OpenSlide(part) as slide:
+            seen = list(slide.level_dimensions)
+            slide.read_region((pyramid.width_px // 2, pyramid.height_px // 2), slide.level_count - 1, (1, 1))
+            mpp = float(slide.properties.get("openslide.mpp-x", "nan"))
+    except openslide.OpenSlideError as error:
+        raise SelfCheckFailed(5, f"OpenSlide cannot read what was written: {error}", str(part)) from error
+    _same(
+        "OpenSlide sees levels of", seen, pyramid.sizes if pyramid.format == "tiff" else pyramid.sizes[:1]
+    )  # it does not look into SubIFDs
+    if pyramid.mpp and not abs(mpp - pyramid.mpp) < 1e-3 * pyramid.mpp:
+        raise SelfCheckFailed(5, f"OpenSlide reads {mpp} um per pixel, written were {pyramid.mpp}", str(part))
 
 
 def _same(what: str, found: object, expected: object) -> None:

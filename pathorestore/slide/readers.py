@@ -12,13 +12,16 @@ from pathorestore.pipelines.image_file import READ_SUFFIXES, read_image_file
 from pathorestore.pipelines.raster import ImageFileError, matching_icc, sniff
 from pathorestore.pipelines.tiff_file import check_samples, check_whole, holds_pyramid, tiff_pixel_um
 from pathorestore.slide.rows import Pixels
-from pathorestore.slide.source import SlideFacts, SlideReadError, SlideSource, believable, composited, overview_size, positive
+from pathorestore.slide.source import Overview, SlideFacts, SlideReadError, SlideSource, believable, composited, overview_size, positive
 
 if TYPE_CHECKING:
     from openslide import OpenSlide
 
 _CACHE_BYTES = 64 << 20
 _MOST_OVERVIEW_PX = 100_000_000  # of the level that an overview is made from
+_MOST_PIECE_PX = 200_000_000  # of what cannot be decoded in parts: 0.6 GB
+_LARGEST_TILE_PX = 4096  # larger ones are strips
+_ALPHA_NOTE = "transparent pixels show white, as where a scanner leaves out glass"
 _CMYK, _PALETTE, _MIN_IS_WHITE, _MIN_IS_BLACK, _RGB, _YCBCR = 5, 3, 0, 1, 2, 6
 
 
@@ -73,14 +76,13 @@ class OpenSlideSource:
             mpp=None,
             icc=icc,
             bit_depth=8,
-            stored_tile_px=(stored[0], stored[1]) if max(stored) <= 4096 else (256, 256),
+            stored_tile_px=(stored[0], stored[1]) if max(stored) <= _LARGEST_TILE_PX else (256, 256),
             levels=self._slide.level_count,
             reader="openslide",
             notes=notes,
         )
         mpp_x, mpp_y = (positive(properties.get(f"openslide.mpp-{axis}", "")) for axis in "xy")
-        power = positive(properties.get("openslide.objective-power", ""))
-        self.facts = believable(facts, mpp_x or (10 / power if power else None), mpp_y)
+        self.facts = believable(facts, mpp_x, mpp_y)
 
     def read(self, y_px: int, x_px: int, height_px: int, width_px: int) -> Pixels:
         """Pixels h w 3 uint8."""
@@ -92,7 +94,7 @@ class OpenSlideSource:
             raise SlideReadError(str(error)) from None
         return composited(np.asarray(region), self.background)
 
-    def overview(self) -> Pixels | None:
+    def overview(self) -> Overview | None:
         """From the smallest level that is fine enough."""
         size = overview_size(*self._slide.dimensions)
         level = self._slide.get_best_level_for_downsample(self._slide.dimensions[0] / size[0])
@@ -105,7 +107,7 @@ class OpenSlideSource:
             self._slide.close()
             self._slide = self._open()
             return None
-        return np.asarray(thumbnail.convert("RGB"))
+        return Overview(*[np.asarray(thumbnail.convert("RGB"))] * 2)
 
     def close(self) -> None:
         """Close the slide."""
@@ -126,7 +128,10 @@ class OpenSlideSource:
 
 
 class TiffSlide:
-    """The first page of a TIFF through tifffile, tile by tile: 16 bits, OME-TIFF, and what OpenSlide does not know. Gray becomes RGB."""
+    """The first page of a TIFF through tifffile, tile by tile: 16 bits, OME-TIFF, and what OpenSlide does not know. Gray becomes RGB.
+
+    Pieces that are too large to be read anew for every row of tiles, such as an image in one strip, are kept while they are needed.
+    """
 
     background = (255, 255, 255)
 
@@ -140,20 +145,33 @@ class TiffSlide:
                 raise ImageFileError(f"holds {page.photometric.name} pixels or separate planes; expected gray or RGB, planes interleaved")
             if int(page.bitspersample) not in (8, 16):
                 raise ImageFileError(f"holds samples of {page.bitspersample} bits; expected 8 or 16")
+            if len(tiff.series[0].levels[0].pages) > 1:
+                told = " x ".join(f"{axis} {size}" for axis, size in zip(tiff.series[0].axes, tiff.series[0].shape, strict=True))
+                raise ImageFileError(f"holds {told}, planes apart; expected one gray or RGB image, so save one plane, colours interleaved")
+            self._piece_px = (
+                (page.tilelength, page.tilewidth) if page.is_tiled else (min(page.rowsperstrip, page.imagelength), page.imagewidth)
+            )
+            if self._piece_px[0] * self._piece_px[1] > _MOST_PIECE_PX:
+                told = f"{self._piece_px[1]} x {self._piece_px[0]} px"
+                raise ImageFileError(
+                    f"is stored in pieces of {told}, each of which must be decoded whole; save it in tiles (vips tiffsave --tile)"
+                )
         except ImageFileError as error:
             tiff.close()
             raise ImageFileError(f"{path}: {error}") from None
         gray = int(page.photometric) == _MIN_IS_BLACK
         icc, notes = matching_icc(page.iccprofile, 3)
         notes += ("gray slide: stored as RGB",) if gray else ()
-        notes += ("its alpha plane is left out",) if page.samplesperpixel in (2, 4) else ()
+        notes += (_ALPHA_NOTE,) if page.samplesperpixel in (2, 4) else ()
+        self._premultiplied = bool(page.extrasamples) and int(page.extrasamples[0]) == 1
+        self._pieces: dict[int, Pixels] = {}
         facts = SlideFacts(
             width_px=page.imagewidth,
             height_px=page.imagelength,
             mpp=None,
             icc=icc,
             bit_depth=int(page.bitspersample),
-            stored_tile_px=(page.tilelength, page.tilewidth) if page.is_tiled else (page.rowsperstrip, page.imagewidth),
+            stored_tile_px=self._piece_px if max(self._piece_px) <= _LARGEST_TILE_PX else (256, 256),
             levels=len(tiff.series[0].levels),
             reader="tifffile",
             notes=notes,
@@ -163,19 +181,19 @@ class TiffSlide:
 
     def read(self, y_px: int, x_px: int, height_px: int, width_px: int) -> Pixels:
         """Pixels h w 3 of the slide's depth."""
-        rows, columns = self.facts.stored_tile_px
+        rows, columns = self._piece_px
         across = -(-self._page.imagewidth // columns)
         out = np.empty((height_px, width_px, 3), self.facts.dtype)
         for row in range(y_px // rows, -(-(y_px + height_px) // rows)):
             for column in range(x_px // columns, -(-(x_px + width_px) // columns)):
-                tile = self._decoded(row * across + column)
+                tile = self._kept(row * across + column)
                 top, left = row * rows - y_px, column * columns - x_px
                 y, x = max(top, 0), max(left, 0)
                 part = tile[y - top : height_px - top, x - left : width_px - left]
                 out[y : y + part.shape[0], x : x + part.shape[1]] = part
         return out
 
-    def overview(self) -> Pixels | None:
+    def overview(self) -> Overview | None:
         """From the smallest level that is fine enough."""
         levels = self._tiff.series[0].levels
         size = overview_size(self.facts.width_px, self.facts.height_px)
@@ -186,20 +204,30 @@ class TiffSlide:
         from PIL import Image
 
         try:
-            pixels = _rgb(page.asarray())
+            pixels = self._rgb(page.asarray())
         except Exception:  # a damaged overview is none
             return None
         eight = pixels if pixels.dtype == np.uint8 else (pixels >> 8).astype(np.uint8)
-        return np.asarray(Image.fromarray(eight).resize(size, Image.Resampling.BOX))
+        return Overview(*[np.asarray(Image.fromarray(eight).resize(size, Image.Resampling.BOX))] * 2)
 
     def close(self) -> None:
         """Close the file."""
         self._tiff.close()
 
+    def _kept(self, index: int) -> Pixels:
+        """A piece, decoded once while rows of tiles go through it if it is large."""
+        if self.facts.stored_tile_px == self._piece_px:
+            return self._decoded(index)
+        if index not in self._pieces:
+            while len(self._pieces) > 1:
+                del self._pieces[next(iter(self._pieces))]
+            self._pieces[index] = self._decoded(index)
+        return self._pieces[index]
+
     def _decoded(self, index: int) -> Pixels:
         page = self._page
         if index >= len(page.dataoffsets) or not page.databytecounts[index]:  # never written: a sparse file's background
-            return np.full((*self.facts.stored_tile_px, 3), np.iinfo(self.facts.dtype).max, self.facts.dtype)
+            return np.full((*self._piece_px, 3), np.iinfo(self.facts.dtype).max, self.facts.dtype)
         handle = self._tiff.filehandle
         handle.seek(page.dataoffsets[index])
         data = handle.read(page.databytecounts[index])
@@ -211,7 +239,15 @@ class TiffSlide:
             raise SlideReadError(" ".join(str(error).split())) from None
         if decoded is None:
             raise SlideReadError("no data")
-        return _rgb(decoded[0])
+        return self._rgb(decoded[0])
+
+    def _rgb(self, pixels: Pixels) -> Pixels:
+        """Any of h w, h w 1..4 (or with leading axes of length 1) as h w 3, over the background."""
+        samples = pixels.reshape(pixels.shape[-3:]) if pixels.ndim > 2 else pixels[..., None]
+        colours = samples if samples.shape[-1] >= 3 else np.concatenate([np.repeat(samples[..., :1], 3, -1), samples[..., 1:]], axis=-1)
+        if colours.shape[-1] == 4:
+            return composited(colours, self.background, premultiplied=self._premultiplied)
+        return np.ascontiguousarray(colours)
 
 
 class PlainImage:
@@ -226,8 +262,10 @@ class PlainImage:
         levels = Levels(0.0, 1.0)
         dtype = np.dtype(np.uint8 if file.bit_depth == 8 else np.uint16)
         self._pixels = levels.to_pixels(levels.encode(file.image)[0], dtype)
+        if file.alpha is not None:
+            self._pixels = composited(np.concatenate([self._pixels, file.alpha[..., None]], axis=2), self.background)
         notes = (*file.notes, *(("gray image: stored as RGB",) if file.mode == "gray" else ()))
-        notes += ("its alpha plane is left out",) if file.has_alpha else ()
+        notes += (_ALPHA_NOTE,) if file.has_alpha else ()
         icc, said = matching_icc(file.icc, 3)
         facts = SlideFacts(
             width_px=self._pixels.shape[1],
@@ -246,13 +284,13 @@ class PlainImage:
         """Pixels h w 3."""
         return self._pixels[y_px : y_px + height_px, x_px : x_px + width_px]
 
-    def overview(self) -> Pixels | None:
+    def overview(self) -> Overview | None:
         """The image made smaller."""
         from PIL import Image
 
         eight = self._pixels if self._pixels.dtype == np.uint8 else (self._pixels >> 8).astype(np.uint8)
         size = overview_size(self.facts.width_px, self.facts.height_px)
-        return np.asarray(Image.fromarray(eight).resize(size, Image.Resampling.BOX))
+        return Overview(*[np.asarray(Image.fromarray(eight).resize(size, Image.Resampling.BOX))] * 2)
 
     def close(self) -> None:
         """Nothing to let go of."""
@@ -284,10 +322,3 @@ def _tiff_of(path: Path) -> Any:
 
 def _openslide_knows(path: Path) -> bool:
     return import_openslide().OpenSlide.detect_format(path) is not None
-
-
-def _rgb(pixels: Pixels) -> Pixels:
-    """Any of h w, h w 1..4 (or with leading axes of length 1) as h w 3."""
-    squeezed = pixels.reshape(pixels.shape[-3:]) if pixels.ndim > 2 else pixels[..., None]
-    colours = squeezed[..., :3] if squeezed.shape[-1] >= 3 else np.repeat(squeezed[..., :1], 3, axis=-1)
-    return np.ascontiguousarray(colours)

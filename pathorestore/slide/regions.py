@@ -9,10 +9,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pathorestore.atomic import write_atomic
+from pathorestore.slide.events import Event
 from pathorestore.slide.plan import SlidePlan
-from pathorestore.slide.tiles import Event
 
 _COLOURS = {"restored": (46, 125, 50), "unreadable": (198, 40, 40), "not finite": (239, 108, 0), "single precision": (106, 27, 154)}
+_OTHER = (97, 97, 97)
 Corner = tuple[int, int]
 
 
@@ -31,7 +32,7 @@ def write_regions(path: Path, plan: SlidePlan, events: Sequence[Event], event_px
 
 
 def _feature(name: str, kind: str, coordinates: list[Any]) -> dict[str, Any]:
-    properties = {"objectType": "annotation", "classification": {"name": name, "color": _COLOURS[name]}, "isLocked": True}
+    properties = {"objectType": "annotation", "classification": {"name": name, "color": _COLOURS.get(name, _OTHER)}, "isLocked": True}
     return {"type": "Feature", "geometry": {"type": kind, "coordinates": coordinates}, "properties": properties}
 
 

@@ -5,7 +5,7 @@ import json
 from collections import deque
 from collections.abc import Callable, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from time import perf_counter
 from typing import Any, Literal, NamedTuple
@@ -19,22 +19,17 @@ from pathorestore.pipelines.provenance import Parameter, Provenance
 from pathorestore.pipelines.raster import ImageFileError, OutputFileError
 from pathorestore.pipelines.restorer import StagedRestorer
 from pathorestore.slide.codec import TileCodec
-from pathorestore.slide.journal import Journal
-from pathorestore.slide.plan import OUT_TILE_PX, SlidePlan, active_tiles
+from pathorestore.slide.events import BAD_KINDS, EVENT_NOTES, Event, counted
+from pathorestore.slide.journal import Journal, OtherSettings
+from pathorestore.slide.plan import OUT_TILE_PX, SlidePlan, active_tiles, glass_colour
 from pathorestore.slide.pyramid import Pyramid, build_levels, cut_tiles, write_pyramid
 from pathorestore.slide.regions import write_regions
 from pathorestore.slide.room import check_room, journal_path, memory_bytes, output_bytes, peak_mib, short
 from pathorestore.slide.rows import Levels, Pixels
 from pathorestore.slide.source import LEAST_MPP, MOST_MPP, SLIDE_MAX_PIXELS, Region, SlideSource, content_sha256, open_slide, read_rows
 from pathorestore.slide.stream import SourceStream, StageStream
-from pathorestore.slide.tiles import Event, OnBad, Tile, TileRunner
+from pathorestore.slide.tiles import OnBad, Tile, TileRunner
 from pathorestore.version import __version__
-
-_EVENT_NOTES = {
-    "unreadable": "{} of the slide's tiles cannot be decoded and show its background colour",
-    "not finite": "{} tiles gave no finite result and show the degraded pixels",
-    "single precision": "{} tiles were computed in fp32, since bf16 gave no finite result",
-}
 
 
 class Status(NamedTuple):
@@ -173,22 +168,23 @@ class RestoreSlide:
         facts, options = source.facts, self.options
         plan = SlidePlan(facts.height_px, facts.width_px, options.tile_px, options.overlap_px)
         overview = None if options.all_tiles else source.overview()
-        if overview is None:
-            return plan
-        return SlidePlan(facts.height_px, facts.width_px, options.tile_px, options.overlap_px, active_tiles(plan, overview))
+        glass = None if overview is None else glass_colour(overview.whole)
+        return plan if overview is None or glass is None else replace(plan, active=active_tiles(plan, overview.part, glass))
 
     def _restore(self, job: Job, source: SlideSource, start: float) -> Done:
         codec = TileCodec.choose(self.options.compression, source.facts.bit_depth, self.options.quality)
         plan = self._plan(source)
         kept_at = journal_path(job.output, self.options.work_dir)
-        check_room(job.output.parent, kept_at.parent, output_bytes(plan, codec, source))
+        check_room(job.output.parent, kept_at, output_bytes(plan, codec, source))
         digest = content_sha256(job.input)
         parameters = self._parameters(plan, source, codec)
         # rows that are kept already had no bad tile, so another wish about those does not concern them
         same = {name: value for name, value in parameters.items() if name != "on_bad_tile"}
-        identity = {"input": digest, "model": self.model_id, "weights": self.weights_sha256, "seed": self.seed, **same}
-        journal = Journal(kept_at, identity, fresh=not self.options.resume)
+        of_model = {"version": __version__, "model": self.model_id, "weights": self.weights_sha256, "seed": self.seed}
+        journal = Journal(kept_at, {"input": digest, **of_model, **same}, fresh=not self.options.resume)
         try:
+            check_target(job.output, job.input, overwrite=self.overwrite)  # whoever had the lock before may have written it
+            self._check_events(journal)
             created = journal.remember("created_utc", self.clock())
             self._fill(journal, plan, source, codec)
             provenance = Provenance(
@@ -196,7 +192,7 @@ class RestoreSlide:
                 model_id=self.model_id,
                 weights_sha256=self.weights_sha256,
                 seed=self.seed,
-                parameters=parameters | {event.replace(" ", "_"): count for event, count in _counted(journal.events).items()},
+                parameters=parameters | {event.replace(" ", "_"): count for event, count in counted(journal.events).items()},
                 input_sha256=digest,
                 pixel_um=self.options.mpp or source.facts.mpp,
                 created_utc=None,
@@ -212,11 +208,15 @@ class RestoreSlide:
                 codec=codec,
                 format=self.options.format,
             )
-            self._finish(journal, pyramid, job.output)
             events = journal.events
+            self._build_levels(journal, pyramid)
+            # first what lies beside the slide: whoever sees the slide has the record
             self._write_record(job.output, provenance, created, events, perf_counter() - start)
             if self.options.regions:
                 write_regions(job.output.with_name(f"{short(job.output.name)}.geojson"), plan, events, source.facts.stored_tile_px)
+            self.on_status(Status("write", 0, 1, peak_mib()))
+            write_pyramid(journal, pyramid, job.output, overwrite=self.overwrite)
+            self.on_status(Status("write", 1, 1, peak_mib()))
         except BaseException:
             journal.close()
             raise
@@ -224,7 +224,7 @@ class RestoreSlide:
         notes = [*source.facts.notes]
         if not provenance.pixel_um:
             notes.append("the slide does not say how large a pixel is, so neither does the output; --mpp would")
-        notes += [_EVENT_NOTES[kind].format(count) for kind, count in _counted(events).items()]
+        notes += [EVENT_NOTES[kind].format(count) for kind, count in counted(events).items()]
         return Done(megapixels=plan.width_px * plan.height_px / 1e6, notes=tuple(notes))
 
     def _fill(self, journal: Journal, plan: SlidePlan, source: SlideSource, codec: TileCodec) -> None:
@@ -276,7 +276,8 @@ class RestoreSlide:
                 on_event(Event("unreadable", y, x))
             return rows
 
-        streams: list[SourceStream | StageStream] = [SourceStream(read, plan, starts[0], source.facts.stored_tile_px[0])]
+        facts = source.facts
+        streams: list[SourceStream | StageStream] = [SourceStream(read, plan, starts[0], facts.stored_tile_px[0], facts.offset_px[0])]
         reader = streams[0]
         assert isinstance(reader, SourceStream)
         total = int(plan.mask[plan.first_row(start_px) :].sum()) * runner.stages
@@ -310,7 +311,16 @@ class RestoreSlide:
     def _encoded(self, levels: Pixels, codec: TileCodec, source: SlideSource) -> bytes:
         return codec.encode(Levels.of(source.facts.bit_depth).to_pixels(levels, source.facts.dtype))
 
-    def _finish(self, journal: Journal, pyramid: Pyramid, target: Path) -> None:
+    def _check_events(self, journal: Journal) -> None:
+        """Refuse to go on with a run that let bad tiles pass where none may."""
+        passed = [event for event in journal.events if event.kind in BAD_KINDS]
+        if passed and self.options.on_bad_tile == "fail":
+            raise OtherSettings(
+                f"{journal.path}: the unfinished run let {len(passed)} bad tiles pass; go on with --on-bad-tile pass, or begin anew with "
+                "--no-resume"
+            )
+
+    def _build_levels(self, journal: Journal, pyramid: Pyramid) -> None:
         total = sum(pyramid.lines(level) for level in range(1, len(pyramid.sizes)))
         done = sum(journal.lines(level) for level in range(1, len(pyramid.sizes)))
 
@@ -322,9 +332,6 @@ class RestoreSlide:
                 raise KeyboardInterrupt
 
         build_levels(journal, pyramid, count)
-        self.on_status(Status("write", 0, 1, peak_mib()))
-        write_pyramid(journal, pyramid, target, overwrite=self.overwrite)
-        self.on_status(Status("write", 1, 1, peak_mib()))
 
     def _parameters(self, plan: SlidePlan, source: SlideSource, codec: TileCodec) -> dict[str, Parameter]:
         """The settings that change pixels of the output."""
@@ -360,10 +367,3 @@ def _keep(journal: Journal, band: int, tiles: list[Future[bytes]], events: list[
 
 def _taken(events: deque[Event]) -> list[Event]:
     return [events.popleft() for _ in range(len(events))]  # the reading thread may add to them meanwhile
-
-
-def _counted(events: list[Event]) -> dict[str, int]:
-    counts: dict[str, int] = {}
-    for event in events:
-        counts[event.kind] = counts.get(event.kind, 0) + 1
-    return dict(sorted(counts.items()))

@@ -14,6 +14,7 @@ from pathorestore.slide.plan import OUT_TILE_PX, SlidePlan
 from pathorestore.slide.source import SlideSource
 
 _KIB = 2**10
+_MOST_NAME_BYTES = 180
 
 
 def journal_path(target: Path, work_dir: Path | None) -> Path:
@@ -46,10 +47,11 @@ def memory_bytes(plan: SlidePlan, source: SlideSource, *, stages: int) -> int:
     return width * (of_source + stages * of_stage + encoding)
 
 
-def check_room(target: Path, work: Path, needed: int) -> None:
-    """Refuse before any work is done: folders that cannot be written to, disks that will be too small."""
+def check_room(target: Path, journal: Path, needed: int) -> None:
+    """Refuse before any work is done: folders that cannot be written to, disks that will be too small for output and journal."""
     by_disk: dict[int, tuple[Path, int]] = {}
-    for folder in (target, work):
+    kept = journal.stat().st_size if journal.is_file() else 0
+    for folder, bytes_needed in ((target, needed), (journal.parent, max(0, needed - kept))):
         make_folder(folder)
         try:
             with tempfile.NamedTemporaryFile(dir=folder, prefix=".pathorestore-"):
@@ -57,7 +59,7 @@ def check_room(target: Path, work: Path, needed: int) -> None:
         except OSError as error:
             raise OSError(error.errno, f"cannot be written to: {error.strerror}", str(folder)) from error
         disk = folder.stat().st_dev
-        by_disk[disk] = (folder, by_disk.get(disk, (folder, 0))[1] + needed)
+        by_disk[disk] = (folder, by_disk.get(disk, (folder, 0))[1] + bytes_needed)
     for folder, bytes_needed in by_disk.values():
         free = shutil.disk_usage(folder).free
         if free < bytes_needed:
@@ -74,7 +76,10 @@ def peak_mib() -> int:
 
 
 def short(name: str) -> str:
-    """A file name that leaves room for a suffix."""
-    while len(os.fsencode(name)) > 180:
+    """A file name that leaves room for a suffix; a shortened one ends with a hash of what it was, so that no two become one."""
+    if len(os.fsencode(name)) <= _MOST_NAME_BYTES:
+        return name
+    mark = hashlib.sha256(os.fsencode(name)).hexdigest()[:12]
+    while len(os.fsencode(name)) > _MOST_NAME_BYTES - 13:
         name = name[:-1]
-    return name
+    return f"{name}.{mark}"

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 
@@ -31,7 +31,8 @@ class SlideFacts:
     """What a slide says about itself, of it only what may be told of its restored self.
 
     mpp: side of a pixel in um, None if unknown. icc: profile of the pixels. bit_depth: 8 or 16. stored_tile_px: height and width of the
-    pieces that it is stored in. levels: number of resolutions. notes: a sentence for each thing that is not taken as it stands.
+    pieces that it is stored in. offset_px: how far into one of them its first pixel lies. levels: number of resolutions. notes: a sentence
+    for each thing that is not taken as it stands.
     """
 
     width_px: int
@@ -42,12 +43,20 @@ class SlideFacts:
     stored_tile_px: tuple[int, int]
     levels: int
     reader: str
+    offset_px: tuple[int, int] = (0, 0)
     notes: tuple[str, ...] = ()
 
     @property
     def dtype(self) -> np.dtype[Any]:
         """Of its pixels."""
         return np.dtype(np.uint8 if self.bit_depth == 8 else np.uint16)
+
+
+class Overview(NamedTuple):
+    """A slide made small, h w 3 uint8: the part that is to be restored, and all of it, which tells what is glass."""
+
+    part: Pixels
+    whole: Pixels
 
 
 class SlideSource(Protocol):
@@ -61,8 +70,8 @@ class SlideSource(Protocol):
         """Pixels h w 3 inside the slide. Raises SlideReadError; the source can still be read elsewhere."""
         ...
 
-    def overview(self) -> Pixels | None:
-        """The whole slide at most some 2,000 px on a side, h w 3 uint8; None where that would take decoding all of it."""
+    def overview(self) -> "Overview | None":
+        """At most some 2,000 px on a side; None where that would take decoding all of the slide."""
         ...
 
     def close(self) -> None:
@@ -115,7 +124,9 @@ class Region:
                 f"--region {x_px},{y_px},{width_px},{height_px} is not inside the slide, which is {facts.width_px} x {facts.height_px} px; "
                 "give x,y,w,h in pixels of its largest level"
             )
-        self.facts = replace(facts, width_px=width_px, height_px=height_px)
+        rows, columns = facts.stored_tile_px
+        offset = ((facts.offset_px[0] + y_px) % rows, (facts.offset_px[1] + x_px) % columns)
+        self.facts = replace(facts, width_px=width_px, height_px=height_px, offset_px=offset)
         self.background, self.close = whole.background, whole.close
         self._whole, self._x, self._y = whole, x_px, y_px
 
@@ -123,11 +134,12 @@ class Region:
         """Pixels of the part."""
         return self._whole.read(y_px + self._y, x_px + self._x, height_px, width_px)
 
-    def overview(self) -> Pixels | None:
+    def overview(self) -> Overview | None:
         """The part of the slide's overview."""
-        whole = self._whole.overview()
-        if whole is None:
+        found = self._whole.overview()
+        if found is None:
             return None
+        whole = found.part
         scale = whole.shape[0] / self._whole.facts.height_px, whole.shape[1] / self._whole.facts.width_px
         cuts = []
         for start, size, factor, limit in zip(
@@ -135,7 +147,7 @@ class Region:
         ):
             first = min(int(start * factor), limit - 1)
             cuts.append(slice(first, max(first + 1, math.ceil((start + size) * factor))))
-        return whole[cuts[0], cuts[1]]
+        return Overview(whole[cuts[0], cuts[1]], found.whole)
 
 
 def read_rows(source: SlideSource, y_px: int, height_px: int) -> tuple[Pixels, list[tuple[int, int]]]:
@@ -147,8 +159,9 @@ def read_rows(source: SlideSource, y_px: int, height_px: int) -> tuple[Pixels, l
     rows = np.empty((height_px, facts.width_px, 3), facts.dtype)
     bad: list[tuple[int, int]] = []
     step = max(1, _CHUNK_PX // facts.stored_tile_px[1]) * facts.stored_tile_px[1]
-    for x in range(0, facts.width_px, step):
-        width = min(step, facts.width_px - x)
+    for start in range(-facts.offset_px[1], facts.width_px, step):
+        x = max(start, 0)
+        width = min(start + step, facts.width_px) - x
         try:
             rows[:, x : x + width] = source.read(y_px, x, height_px, width)
         except SlideReadError:
@@ -157,29 +170,32 @@ def read_rows(source: SlideSource, y_px: int, height_px: int) -> tuple[Pixels, l
 
 
 def _piece_by_piece(source: SlideSource, rows: Pixels, y_px: int, x_px: int, width_px: int) -> Iterator[tuple[int, int]]:
-    """Fill a part of rows tile by tile of the slide; yields the corners of those that cannot be decoded."""
+    """Fill a part of rows tile by tile of the slide; yields the corners of those that cannot be decoded, wherever the rows begin."""
     tile_height, tile_width = source.facts.stored_tile_px
+    down, across = source.facts.offset_px
     shade = np.array(source.background, np.int64) * (np.iinfo(rows.dtype).max // 255)
-    for top in range(y_px - y_px % tile_height, y_px + len(rows), tile_height):
-        for left in range(x_px, x_px + width_px, tile_width):
+    for top in range(y_px - (y_px + down) % tile_height, y_px + len(rows), tile_height):
+        for left in range(x_px - (x_px + across) % tile_width, x_px + width_px, tile_width):
             y, bottom = max(top, y_px), min(top + tile_height, y_px + len(rows))
-            right = min(left + tile_width, x_px + width_px)
-            place = rows[y - y_px : bottom - y_px, left:right]
+            x, right = max(left, x_px), min(left + tile_width, x_px + width_px)
+            place = rows[y - y_px : bottom - y_px, x:right]
             try:
-                place[:] = source.read(y, left, bottom - y, right - left)
+                place[:] = source.read(y, x, bottom - y, right - x)
             except SlideReadError:
                 place[:] = shade
-                yield y, left
+                yield max(top, 0), max(left, 0)
 
 
-def composited(rgba: Pixels, background: tuple[int, int, int]) -> Pixels:
-    """RGBA pixels (not premultiplied) over a background, as RGB: what was not scanned is transparent black, and must not become black."""
+def composited(rgba: Pixels, background: tuple[int, int, int], *, premultiplied: bool = False) -> Pixels:
+    """RGBA pixels over a background 0..255, as RGB: what was not scanned is transparent black, and must not become black."""
+    top = np.iinfo(rgba.dtype).max
     alpha = rgba[..., 3:]
-    if int(alpha.min(initial=255)) == 255:
+    if int(alpha.min(initial=top)) == top:
         return np.ascontiguousarray(rgba[..., :3])
-    share = alpha.astype(np.float32) / 255
-    blended = rgba[..., :3] * share + np.array(background, np.float32) * (1 - share)
-    return np.rint(blended).astype(np.uint8)
+    share = alpha.astype(np.float32) / top
+    behind = np.array(background, np.float32) * (top / 255) * (1 - share)
+    blended = (rgba[..., :3] if premultiplied else rgba[..., :3] * share) + behind
+    return np.rint(np.minimum(blended, top)).astype(rgba.dtype)
 
 
 def overview_size(width_px: int, height_px: int) -> tuple[int, int]:

@@ -27,9 +27,9 @@ class Stream(Protocol):
 class SourceStream:
     """The degraded slide, padded to the plan's size by reflection, as `TiledRestorer` does. One strip is read ahead by another thread."""
 
-    def __init__(self, read: ReadRows, plan: SlidePlan, start_px: int, strip_px: int):
+    def __init__(self, read: ReadRows, plan: SlidePlan, start_px: int, strip_px: int, offset_px: int = 0):
         self.plan, self.window = plan, RowWindow(plan.padded_px[1], start_px)
-        self._read, self._strip_px = read, strip_px
+        self._read, self._strip_px, self._offset_px = read, strip_px, offset_px
         self._reader = ThreadPoolExecutor(1, thread_name_prefix="slide-reader")
         self._next: Future[Pixels] | None = None
         self._ahead()
@@ -52,7 +52,7 @@ class SourceStream:
     def _ahead(self) -> None:
         top = self.window.bottom_px
         # strips end at multiples of their height, which is that of the slide's own tiles: each is decoded once
-        height = min(self._strip_px - top % self._strip_px, self.plan.height_px - top)
+        height = min(self._strip_px - (top + self._offset_px) % self._strip_px, self.plan.height_px - top)
         if height > 0:
             self._next = self._reader.submit(self._read, top, height)
 

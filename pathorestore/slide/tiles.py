@@ -11,17 +11,10 @@ from torch import Tensor
 from pathorestore.functional.noise import NoiseField
 from pathorestore.pipelines.batch import BadResult
 from pathorestore.pipelines.restorer import StagedRestorer
+from pathorestore.slide.events import Event
 from pathorestore.slide.rows import Levels, Pixels
 
 OnBad = Literal["fail", "pass"]
-
-
-class Event(NamedTuple):
-    """Something that went another way than planned, at a place of the slide. kind: "unreadable", "not finite", "single precision"."""
-
-    kind: str
-    y_px: int
-    x_px: int
 
 
 class Tile(NamedTuple):
@@ -70,6 +63,7 @@ class TileRunner:
                     raise
                 torch.cuda.empty_cache()
                 self.batch_size = size // 2  # stays so: the next tiles are no smaller
+                self.on_event(Event("smaller batch", *tiles[start][:2]))
                 continue
             yield from results
             start += size
