@@ -217,7 +217,10 @@ class _Run:
         try:
             ended = self._ray.get(reference)
         except self._ray.exceptions.RayTaskError as error:  # nothing that `run_one` makes a result of
-            ended = explain(error.cause) if ticket is None else self._failed(ticket, f"a worker gave up: {explain(error.cause)}")
+            ended = explain(error.cause)
+            if ticket is not None:
+                ended = self._failed(ticket, f"a worker gave up: {ended}")
+                self._log.ended(ended, ticket.attempts)
         except self._ray.exceptions.RayError as error:
             self._ray.kill(worker)  # if it is only out of reach, it must not go on beside the one that follows it
             self._died(ticket, type(error).__name__)
