@@ -173,11 +173,15 @@ def files_to_restore(
 ) -> "tuple[list[Job], RestoreAny]":
     """The files that the arguments name, and what is done to each. bar: makes a progress bar for a unit."""
     from pathorestore.pipelines.batch import plan_outputs
+    from pathorestore.slide.journal import sweep
+    from pathorestore.slide.room import journal_path
 
     options = restore_options(arguments)
     if arguments.engine == "ray":  # the driver only plans
         options = replace(options, device="cpu", precision="fp32")
     jobs = in_shard(plan_outputs(arguments.inputs, arguments.output), arguments.shard, arguments.output)
+    for job in jobs:
+        sweep(journal_path(job.output, Path(arguments.work_dir) if arguments.work_dir else None), job.output)
     return jobs, _work(arguments, options, clock, bar, stop)
 
 

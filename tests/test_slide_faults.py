@@ -27,7 +27,7 @@ from pathorestore.pipelines.batch import BadResult, Job, JobLocked, run_batch
 from pathorestore.pipelines.provenance import read_provenance
 from pathorestore.pipelines.raster import ImageFileError
 from pathorestore.slide import journal, pyramid, restore, room
-from pathorestore.slide.journal import Journal, OtherSettings
+from pathorestore.slide.journal import Journal, OtherSettings, sweep
 from pathorestore.slide.source import open_slide
 
 JOURNAL = ".out.tif.pathorestore-journal"
@@ -428,8 +428,9 @@ def _killed_until_done(source: Path, target: Path, moments: list[float], *, paus
             except subprocess.TimeoutExpired:
                 child.send_signal(signal.SIGKILL)
         killed += 1  # noqa: SIM113
-        if target.exists():  # killed after the name was given: whole, then
-            assert level_pixels(target).any()
+        if target.exists():  # killed after the name was given: whole, then, and only the journal is left
+            sweep(room.journal_path(target, None), target)
+            return killed
     raise AssertionError("never done")
 
 
@@ -636,6 +637,24 @@ def test_a_file_system_without_links_replaces_nothing_either(tmp_path, slide, mo
     (tmp_path / "out.tif").unlink()
     run_slide(slide, tmp_path / "out.tif")
     assert level_pixels(tmp_path / "out.tif").shape == (640, 200, 3)
+
+
+def test_a_journal_is_swept_away_only_when_its_output_was_written(tmp_path, slide):
+    with pytest.raises(KeyboardInterrupt):
+        run_slide(slide, tmp_path / "out.tif", stop=lambda: True)
+    kept = tmp_path / JOURNAL
+    sweep(kept, tmp_path / "out.tif")
+    (tmp_path / "out.tif").write_bytes(b"another's")
+    sweep(kept, tmp_path / "out.tif")
+    assert kept.exists()
+    with closing(sqlite3.connect(kept)) as connection, connection:
+        connection.execute("insert into meta values ('written', 'out.tif')")
+    held = journal._locked(kept.with_name(f"{JOURNAL}.lock"), kept)
+    sweep(kept, tmp_path / "out.tif")
+    assert kept.exists()  # somebody is at work on it
+    os.close(held)
+    sweep(kept, tmp_path / "out.tif")
+    assert files_in(tmp_path) == ["in.tif", "out.tif"]
 
 
 def test_what_a_run_killed_while_writing_left_is_taken_away(tmp_path, slide):

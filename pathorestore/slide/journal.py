@@ -9,9 +9,10 @@ import os
 import socket
 import sqlite3
 from collections.abc import Iterable, Iterator, Mapping
-from contextlib import contextmanager, suppress
+from contextlib import closing, contextmanager, suppress
 from pathlib import Path
 from typing import Any
+from urllib.parse import quote
 
 from pathorestore.pipelines.batch import JobLocked, PlanError
 from pathorestore.slide.events import Event
@@ -148,6 +149,22 @@ class Journal:
             raise _disk_error(error, self.path) from error
         except sqlite3.DatabaseError as error:
             raise OtherSettings(f"{self.path}: is no journal that can be read ({error}); --no-resume begins anew") from error
+
+
+def sweep(path: Path, target: Path) -> None:
+    """Take away the journal at a path if its output was written, and the run killed before it could do so itself."""
+    if not (path.is_file() and target.is_file()):
+        return
+    with suppress(OSError, sqlite3.Error):
+        lock = _locked(path.with_name(f"{path.name}.lock"), path)
+        try:
+            with closing(sqlite3.connect(f"file:{quote(str(path))}?mode=ro", uri=True, timeout=0)) as connection:
+                written = connection.execute("select 1 from meta where name = 'written'").fetchone()
+            if written:
+                for suffix in ("", "-wal", "-shm", ".lock"):
+                    path.with_name(path.name + suffix).unlink(missing_ok=True)
+        finally:
+            os.close(lock)
 
 
 def _locked(lock_path: Path, path: Path) -> int:

@@ -82,6 +82,7 @@ def write_pyramid(journal: Journal, pyramid: Pyramid, target: Path, *, overwrite
         _check(journal, pyramid, part)
         with part.open("rb") as file:
             os.fsync(file.fileno())
+        journal.remember("written", str(target.name))  # from here on the journal is of no use: see `sweep`
         if overwrite:
             part.replace(target)
         else:
