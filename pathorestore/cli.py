@@ -81,13 +81,14 @@ def _report(error: Exception, *, one_by_one: bool) -> int:
 
 
 def _restore(arguments: "Namespace") -> int:
-    stop, run = StopSignal(_error), batch_on(arguments, RestoreElsewhere(arguments, _now))
+    stop, run = StopSignal(_tell), batch_on(arguments, RestoreElsewhere(arguments, _now))
     jobs, work = files_to_restore(arguments, _now, lambda unit: _bar(unit, quiet=arguments.quiet), stop)
     if arguments.dry_run:
         from pathorestore.pipelines.report_text import aligned
 
-        print(aligned(estimates(jobs, work), right=frozenset(range(1, 7))))
-        return 0
+        rows, code = estimates(jobs, work, _error)
+        print(aligned(rows, right=frozenset(range(1, 7))))
+        return code
     with stop.heard():
         return _batch(jobs, work, arguments, run=run)
 
@@ -107,7 +108,7 @@ def _batch(
     with _termination_as_interruption():
         report = run(jobs, work, existing=existing, on_result=lambda result: _show(result, arguments, done=done))
     if report.interrupted:
-        _error("interrupted; finished work is kept, --skip-existing goes on from here")
+        _error("interrupted; finished work is kept, the same command with --skip-existing goes on from here")
     if not arguments.quiet:
         _say(batch_table(report, done=done), arguments)
     if arguments.json:
@@ -230,6 +231,10 @@ def _say(text: str, arguments: "Namespace") -> None:
 
 def _error(line: str) -> None:
     print(f"{_PROGRAM}: error: {line}".replace("\n", "\\n"), file=sys.stderr, flush=True)  # a file name may hold a line break
+
+
+def _tell(line: str) -> None:
+    print(f"{_PROGRAM}: {line}", file=sys.stderr, flush=True)
 
 
 def _fail(line: str, code: int) -> int:

@@ -125,9 +125,22 @@ class RestoreAny:
         if self.stop.asked:  # too late for the slide before, which was being written
             raise KeyboardInterrupt
         if not self.takes_slide(job):
+            self._check_for_images(job)
             return self.image(job)
         with self.stop.between_rows():
             return self.slide(job)
+
+    def _check_for_images(self, job: "Job") -> None:
+        """Refuse what would be passed over in silence."""
+        from pathorestore.pipelines.batch import PlanError
+
+        wishes = self.slide.options
+        asked = {"--region": wishes.region, "--mpp": wishes.mpp, "--geojson": wishes.regions, "--format ome-tiff": wishes.format != "tiff"}
+        for name, wish in (asked | {"--compression": wishes.compression != "auto"}).items():
+            if wish:
+                raise PlanError(
+                    f"{job.input}: {name} is for slides, and this is a plain image; treat it as a slide with --pyramid, or leave it out"
+                )
 
     def takes_slide(self, job: "Job") -> bool:
         """Whether a file goes through the slide engine."""
@@ -275,10 +288,14 @@ def _key(name: str) -> int:
     return int.from_bytes(hashlib.sha256(os.fsencode(name)).digest()[:8], "big")
 
 
-def estimates(jobs: "Sequence[Job]", work: RestoreAny) -> list[list[str]]:
-    """A table of what restoring would take, a row for each file; the time from a tile that is restored for it."""
-    from pathorestore.pipelines.batch import explain
+def estimates(jobs: "Sequence[Job]", work: RestoreAny, fail: Callable[[str], None]) -> tuple[list[list[str]], int]:
+    """A table of what restoring would take, a row for each file that can be read, and the exit code that the others ask for.
 
+    The time is that of a tile restored for it. fail: hears a line for each file that cannot be read.
+    """
+    from pathorestore.pipelines.batch import EXIT_SOME_FAILED, code_of, explain
+
+    codes = []
     rows = [["file", "size px", "mpp", "tiles", "disk MiB", "rows MiB", "minutes"]]
     per_tile = 0.0
     for job in jobs:
@@ -288,7 +305,8 @@ def estimates(jobs: "Sequence[Job]", work: RestoreAny) -> list[list[str]]:
         try:
             found: SlideEstimate = work.slide.estimate(job.input)
         except Exception as error:  # the others can be told all the same
-            rows.append([explain(error), "", "", "", "", "", ""])
+            fail(explain(error))
+            codes.append(code_of(error, job))
             continue
         per_tile = per_tile or work.slide.seconds_per_tile()
         rows.append(
@@ -302,7 +320,7 @@ def estimates(jobs: "Sequence[Job]", work: RestoreAny) -> list[list[str]]:
                 f"{found.tiles * per_tile / 60:.1f}",
             ]
         )
-    return rows
+    return rows, max(codes, default=0) if len(jobs) == 1 else EXIT_SOME_FAILED * bool(codes)
 
 
 def _four_numbers(text: str) -> tuple[int, int, int, int] | None:
@@ -310,7 +328,7 @@ def _four_numbers(text: str) -> tuple[int, int, int, int] | None:
         return None
     parts = text.replace(" ", "").split(",")
     if len(parts) != 4 or not all(part.isdecimal() for part in parts):
-        raise ArgumentError(None, f"--region {text} must be four whole numbers X,Y,W,H, such as 1000,2000,4096,4096")
+        raise ArgumentError(None, f"--region {text} must be four whole numbers X,Y,W,H, none negative, such as 1000,2000,4096,4096")
     x, y, width, height = map(int, parts)
     return x, y, width, height
 

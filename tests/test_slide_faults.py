@@ -493,6 +493,44 @@ def test_one_bad_slide_does_not_stop_the_rest(tmp_path, capsys):
     ]
 
 
+def test_a_torn_slide_of_a_scanner_is_not_read_by_whoever_still_can(tmp_path, capsys):
+    with tifffile.TiffWriter(tmp_path / "in.svs") as writer:
+        options = {"tile": (64, 64), "photometric": "rgb", "compression": "jpeg", "metadata": None}
+        writer.write(tissue_pixels(200, 300), description="Aperio Image Library v11\n300x200 (64x64)|MPP = 0.25", **options)
+        writer.write(tissue_pixels(50, 75), photometric="rgb", compression="jpeg", metadata=None, description="Aperio\nthumbnail")
+    with tifffile.TiffFile(tmp_path / "in.svs") as tiff:
+        torn = tiff.pages[1].offset + 10  # in the index of the thumbnail, behind all of the slide's own data
+        assert torn > max(tiff.pages[0].dataoffsets)
+    (tmp_path / "in.svs").write_bytes((tmp_path / "in.svs").read_bytes()[:torn])
+    result = _run_one(tmp_path / "in.svs", tmp_path / "out.tif", slide_work())
+    assert (result.status, result.code) == ("failed", 3)
+    assert not (tmp_path / "out.tif").exists()
+
+
+def test_a_dry_run_tells_what_the_run_would(tmp_path, capsys):
+    folder = tmp_path / "in"
+    folder.mkdir()
+    write_slide(folder / "a.tif", tissue_pixels(100, 100))
+    (folder / "b.svs").write_bytes(b"no slide")
+    words = ["--coarse-only", "--tile", "64", "--overlap", "8", "--dry-run"]
+    assert cli.main(["restore", str(folder), "-o", str(tmp_path / "out"), *words]) == 1
+    out, err = capsys.readouterr()
+    assert "100 x 100" in out
+    assert "b.svs" not in out
+    assert "b.svs: is no slide" in err
+    assert cli.main(["restore", str(folder / "b.svs"), "-o", str(tmp_path / "o.tif"), *words]) == 3
+    assert cli.main(["restore", str(folder / "a.tif"), "-o", str(tmp_path / "o.tif"), *words, "--region", "0,0,999,9"]) == 2
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("words", [("--region", "0,0,9,9"), ("--mpp", "0.5"), ("--compression", "jpeg"), ("--geojson",)])
+def test_options_for_slides_are_not_passed_over_on_images(tmp_path, capsys, words):
+    Image.fromarray(tissue_pixels(60, 70)).save(tmp_path / "a.png")
+    assert cli.main(["restore", str(tmp_path / "a.png"), "-o", str(tmp_path / "o.png"), "--coarse-only", *words]) == 2
+    assert f"{words[0]} is for slides" in capsys.readouterr().err
+    assert not (tmp_path / "o.png").exists()
+
+
 # --- what a closer look found -----------------------------------------------------------------------------------------------------------
 
 

@@ -191,7 +191,7 @@ def run_one(job: AnyJob, work: Callable[[AnyJob], Done], existing: Existing) -> 
         line = line if _shown(job.input) in line or _shown(job.output) in line else f"{_shown(job.input)}: {line}"
         foreseen = isinstance(error, ImageFileError | OSError | BadResult | PlanError)
         trace = "" if foreseen else traceback.format_exc()
-        seconds, code = perf_counter() - start, _code(error, job)
+        seconds, code = perf_counter() - start, code_of(error, job)
         return FileResult(input=job.input, output=job.output, status="failed", seconds=seconds, error=line, trace=trace, code=code)
     return FileResult(
         input=job.input,
@@ -203,7 +203,7 @@ def run_one(job: AnyJob, work: Callable[[AnyJob], Done], existing: Existing) -> 
     )
 
 
-def _code(error: Exception, job: Job) -> int:
+def code_of(error: Exception, job: Job) -> int:
     """The exit code for a failure; what messages and paths are about tells inputs from outputs."""
     if isinstance(error, JobLocked):
         return EXIT_LOCKED
@@ -212,8 +212,9 @@ def _code(error: Exception, job: Job) -> int:
     if isinstance(error, ImageFileError):
         return EXIT_OUTPUT if isinstance(error, OutputFileError) else EXIT_INPUT
     if isinstance(error, OSError):
-        # folders of outputs are made, so what is not there is always an input
-        about_input = str(error.filename) == str(job.input) or isinstance(error, FileNotFoundError)
+        # folders of outputs are made, so what is not there is an input, but in such places as /proc
+        places = (str(job.output), str(job.output.parent))
+        about_input = str(error.filename) == str(job.input) or (isinstance(error, FileNotFoundError) and str(error.filename) not in places)
         return EXIT_INPUT if about_input else EXIT_OUTPUT
     return EXIT_USAGE if isinstance(error, PlanError) else EXIT_SOME_FAILED
 

@@ -77,7 +77,8 @@ class Provenance:
 
     def lines(self) -> list[tuple[str, str]]:
         """Label and value of every field, for a reader."""
-        return [(name, _readable(value)) for name, value in asdict(self).items()]
+        told = asdict(self) | ({} if self.created_utc else {"created_utc": "in the .provenance.json beside the file"})
+        return [(name, _readable(value)) for name, value in told.items()]
 
 
 def read_provenance(path: Path) -> Provenance | None:

@@ -16,8 +16,10 @@ from urllib.parse import quote
 
 from pathorestore.pipelines.batch import JobLocked, PlanError
 from pathorestore.slide.events import Event
+from pathorestore.slide.room import part_path
 
 _FORMAT = 1
+_DERIVED = {"tiles", "tiles_restored", "mask"}  # of settings that are told themselves
 _TABLES = """
 create table if not exists meta (name text primary key, value text not null);
 create table if not exists tiles (level integer, line integer, place integer, data blob not null, primary key (level, line, place));
@@ -62,11 +64,9 @@ class Journal:
         known = self.remember("job", record)
         if known != record:
             before, now = json.loads(known), json.loads(record)
-            changed = [
-                f"{name} was {before.get(name)!r}, is {now.get(name)!r}"
-                for name in sorted(before | now)
-                if before.get(name) != now.get(name)
-            ]
+            told = {name for name in before | now if before.get(name) != now.get(name)}
+            told = told - _DERIVED or told
+            changed = [f"{name} was {before.get(name)!r}, is {now.get(name)!r}" for name in sorted(told)]
             raise OtherSettings(
                 f"{self.path}: an unfinished run with other settings ({'; '.join(changed)}); give the same again to go on, or --no-resume "
                 "to begin anew"
@@ -161,6 +161,7 @@ def sweep(path: Path, target: Path) -> None:
             with closing(sqlite3.connect(f"file:{quote(str(path))}?mode=ro", uri=True, timeout=0)) as connection:
                 written = connection.execute("select 1 from meta where name = 'written'").fetchone()
             if written:
+                part_path(target).unlink(missing_ok=True)
                 for suffix in ("", "-wal", "-shm", ".lock"):
                     path.with_name(path.name + suffix).unlink(missing_ok=True)
         finally:

@@ -14,7 +14,7 @@ from pathorestore.pipelines.pixel_size import CENTIMETRE_UM
 from pathorestore.slide.codec import TileCodec
 from pathorestore.slide.journal import Journal
 from pathorestore.slide.plan import OUT_TILE_PX
-from pathorestore.slide.room import short
+from pathorestore.slide.room import part_path
 from pathorestore.slide.rows import Pixels
 
 FORMATS = ("tiff", "ome-tiff")
@@ -73,9 +73,7 @@ def write_pyramid(journal: Journal, pyramid: Pyramid, target: Path, *, overwrite
 
     Raises OSError if it cannot be written, FileExistsError if something has that name by now and may not be replaced, SelfCheckFailed.
     """
-    part = (
-        target.parent / f".{short(target.name)}.pathorestore-part"
-    )  # one name, so that what a killed run left is found; the journal locks it
+    part = part_path(target)
     try:
         part.unlink(missing_ok=True)
         _write(journal, pyramid, part)

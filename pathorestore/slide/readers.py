@@ -44,7 +44,8 @@ def opened(path: Path) -> SlideSource:
     """The source for a file. See `open_slide`."""
     if path.suffix.lower() in READ_SUFFIXES and path.suffix.lower() not in (".tif", ".tiff"):
         return PlainImage(path)
-    tiff = _tiff_of(path)
+    # a scanner's own format is OpenSlide's business: tifffile would read what is left of a torn one
+    tiff = None if path.suffix.lower() in SLIDE_SUFFIXES else _tiff_of(path)
     if tiff is not None:
         page = tiff.pages[0]
         deep_or_ome = int(page.bitspersample) > 8 or tiff.is_ome
@@ -119,7 +120,7 @@ class OpenSlideSource:
             slide = openslide.OpenSlide(self.path)
         except openslide.OpenSlideUnsupportedFormatError:
             raise ImageFileError(
-                f"{self.path}: is no slide that OpenSlide knows; expected SVS, NDPI, MRXS, a tiled TIFF or the like"
+                f"{self.path}: is no slide that OpenSlide knows, or is torn; expected SVS, NDPI, MRXS, a tiled TIFF or the like, whole"
             ) from None
         except openslide.OpenSlideError as error:
             raise ImageFileError(f"{self.path}: damaged or truncated slide (OpenSlide says {error}); copy or export it again") from None

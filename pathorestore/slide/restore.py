@@ -13,10 +13,10 @@ from typing import Any, Literal, NamedTuple
 import numpy as np
 
 from pathorestore.atomic import write_atomic
-from pathorestore.pipelines.batch import Done, Job
+from pathorestore.pipelines.batch import Done, Job, PlanError
 from pathorestore.pipelines.image_file import check_target
 from pathorestore.pipelines.provenance import Parameter, Provenance
-from pathorestore.pipelines.raster import ImageFileError, OutputFileError
+from pathorestore.pipelines.raster import ImageFileError
 from pathorestore.pipelines.restorer import StagedRestorer
 from pathorestore.slide.codec import TileCodec
 from pathorestore.slide.events import BAD_KINDS, EVENT_NOTES, Event, counted
@@ -116,9 +116,7 @@ class RestoreSlide:
         start = perf_counter()
         check_target(job.output, job.input, overwrite=self.overwrite)
         if job.output.suffix.lower() not in (".tif", ".tiff"):
-            raise OutputFileError(
-                f"{job.output}: a slide is written as TIFF; name the output with .tiff, or cut a part out of the slide first"
-            )
+            raise PlanError(f"{job.output}: a slide is written as TIFF; name the output with .tiff, or cut a part out of the slide first")
         source = self._open(job.input)
         try:
             return self._restore(job, source, start)
@@ -162,7 +160,7 @@ class RestoreSlide:
             return Region(source, *self.options.region)
         except ValueError as error:
             source.close()
-            raise ImageFileError(f"{path}: {error}") from None
+            raise PlanError(f"{path}: {error}") from None
 
     def _plan(self, source: SlideSource) -> SlidePlan:
         facts, options = source.facts, self.options

@@ -32,6 +32,11 @@ def output_bytes(plan: SlidePlan, codec: TileCodec, source: SlideSource) -> int:
     return int(plan.width_px * plan.height_px * 4 / 3 * depth * codec.bytes_per_px * (0.1 + 0.9 * tissue)) + (1 << 16)
 
 
+def part_path(target: Path) -> Path:
+    """Where an output is written before it has its name; one place, so that what a killed run left is found."""
+    return target.parent / f".{short(target.name)}.pathorestore-part"
+
+
 def memory_bytes(plan: SlidePlan, source: SlideSource, *, stages: int) -> int:
     """What the engine holds of a slide at most, beside the program, the model and the reader's cache: it grows with the width alone.
 
