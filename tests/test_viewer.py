@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 from image_samples import RECORD, SRGB, save_tiff
 from PIL import Image
+from slide_samples import run_slide, tissue_pixels, write_slide
 from tissue_files import save, tissue
 from view_files import HOSTILE, restored_slide, save_pyramid
 
@@ -305,3 +306,17 @@ def test_bad_input_gets_one_clear_line(slide, tmp_path, run, words, line):
     assert err.count("\n") == 1
     assert out == ""
     assert not (tmp_path / "restored.view").exists()
+
+
+def test_a_restored_region_is_compared_with_that_part_of_its_slide(tmp_path):
+    whole = tissue_pixels(500, 700)
+    source = write_slide(tmp_path / "whole.tif", whole, levels=1)
+    run_slide(source, tmp_path / "part.tif", wishes={"region": (100, 50, 300, 200)})
+    with open_view(tmp_path / "part.tif", compare=source) as view:
+        assert view.degraded.size_px == view.restored.size_px == (300, 200)
+        last = view.degraded.tiles.level_count - 1
+        shown = np.asarray(view.degraded.tiles.get_tile(last, (0, 0)))[..., :3]
+        assert np.array_equal(shown, whole[50 : 50 + shown.shape[0], 100 : 100 + shown.shape[1]])
+    other = write_slide(tmp_path / "other.tif", whole[:120], levels=1)
+    with pytest.raises(ImageFileError, match="100,50,300,200"):
+        open_view(tmp_path / "part.tif", compare=other)

@@ -18,7 +18,8 @@ from pathorestore.pipelines.contact_sheet import colour_ramp
 from pathorestore.pipelines.image_file import DEFAULT_MAX_PIXELS, ImageFile, ImageFileError, read_image_file
 from pathorestore.pipelines.pixel_size import LARGEST_MICROSCOPE_UM
 from pathorestore.pipelines.provenance import Provenance, read_provenance
-from pathorestore.pipelines.raster import finite_positive
+from pathorestore.pipelines.raster import check_size, finite_positive
+from pathorestore.slide.source import Region, SlideReadError, open_slide
 
 if TYPE_CHECKING:
     from openslide import AbstractSlide
@@ -141,10 +142,13 @@ def open_view(
         raise ValueError(f"{len(layers or {})} layers were named; a view has at most {MOST_LAYERS}")
     with ExitStack() as stack:
         main = _open_picture(restored, "restored", stack, max_pixels)
+        record, trouble = _record(restored)
         before = _open_picture(compare, "degraded", stack, max_pixels) if compare else None
+        region = record.parameters.get("region") if record else None
+        if before and isinstance(region, str) and before.size_px != main.size_px:
+            before = _of_region(before.path, region, max_pixels)
         if before:
             _check_shape(main, before)
-        record, trouble = _record(restored)
         maps = tuple(
             _open_layer(path, f"layer{number}", label, main.size_px, max_pixels)
             for number, (label, path) in enumerate((layers or {}).items(), 1)
@@ -182,6 +186,31 @@ def _open_picture(path: Path, key: str, stack: ExitStack, max_pixels: int) -> Pi
         tiles=_tiles(slide),
         recolour=_to_srgb(lambda: slide.color_profile),
         mpp=mpp if mpp and mpp <= LARGEST_MICROSCOPE_UM else None,  # larger ones are a printer's resolution
+    )
+
+
+def _of_region(path: Path, region: str, max_pixels: int) -> Picture:
+    """The part of a slide that was restored, x,y,width,height in pixels of its largest level."""
+    from PIL import Image, ImageCms
+
+    source = open_slide(path)
+    try:
+        part = Region(source, *map(int, region.split(",")))
+        check_size(part.facts.width_px, part.facts.height_px, max_pixels)
+        pixels = part.read(0, 0, part.facts.height_px, part.facts.width_px)
+    except (ValueError, TypeError, SlideReadError) as error:
+        raise ImageFileError(f"{path}: its part {region}, of which the other image was made, cannot be shown: {error}") from None
+    finally:
+        source.close()
+    icc = part.facts.icc
+    eight = pixels if pixels.dtype == np.uint8 else (pixels >> 8).astype(np.uint8)
+    return Picture(
+        key="degraded",
+        label=shown_name(path),
+        path=path,
+        tiles=_tiles(import_openslide().ImageSlide(Image.fromarray(eight))),
+        recolour=_to_srgb(lambda: ImageCms.ImageCmsProfile(io.BytesIO(icc)) if icc else None),
+        mpp=part.facts.mpp,
     )
 
 
