@@ -6,6 +6,7 @@ import io
 import json
 import re
 from dataclasses import replace
+from functools import partial
 from itertools import pairwise
 
 import numpy as np
@@ -14,9 +15,8 @@ from image_samples import RECORD, SRGB, save_tiff
 from PIL import Image
 from slide_samples import run_slide, tissue_pixels, write_slide
 from tissue_files import save, tissue
-from view_files import HOSTILE, restored_slide, save_pyramid
+from view_files import HOSTILE, restored_slide, save_pyramid, viewed
 
-from pathorestore import cli
 from pathorestore.pipelines.image_file import ImageFileError
 from pathorestore.slide.viewer import PAGE, filled, page_data, page_html, script_json, write_view
 from pathorestore.slide.viewer_images import open_view
@@ -31,14 +31,8 @@ def slide(tmp_path):
 
 @pytest.fixture
 def run(capsys):
-    """Run a command line; returns exit code, stdout and stderr."""
-
-    def call(*words: object) -> tuple[int, str, str]:
-        code = cli.main(["view", *(str(word) for word in words)])
-        out, err = capsys.readouterr()
-        return code, out, err
-
-    return call
+    """Run the verb; returns exit code, stdout and stderr."""
+    return partial(viewed, capsys)
 
 
 def pixels(data: bytes) -> np.ndarray:

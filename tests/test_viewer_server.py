@@ -5,13 +5,13 @@ import socket
 import threading
 import urllib.error
 import urllib.request
+from functools import partial
 from pathlib import Path
 
 import pytest
 from tissue_files import save, tissue
-from view_files import _closed_sockets, restored_slide  # noqa: F401  (the fixture replaces the general one)
+from view_files import _closed_sockets, restored_slide, viewed  # noqa: F401  (the fixture replaces the general one)
 
-from pathorestore import cli
 from pathorestore.slide.viewer import PAGE, write_view
 from pathorestore.slide.viewer_images import open_view
 from pathorestore.slide.viewer_server import ViewServer
@@ -26,14 +26,8 @@ def slide(tmp_path):
 
 @pytest.fixture
 def run(capsys):
-    """Run a command line; returns exit code, stdout and stderr."""
-
-    def call(*words: object) -> tuple[int, str, str]:
-        code = cli.main(["view", *(str(word) for word in words)])
-        out, err = capsys.readouterr()
-        return code, out, err
-
-    return call
+    """Run the verb; returns exit code, stdout and stderr."""
+    return partial(viewed, capsys)
 
 
 @pytest.fixture

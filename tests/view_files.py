@@ -10,6 +10,8 @@ import tifffile
 from image_samples import RECORD
 from tissue_files import tissue
 
+from pathorestore import cli
+
 HOSTILE = "<img src=x onerror=alert(1)>"
 
 
@@ -31,6 +33,12 @@ def save_pyramid(path: Path, pixels: np.ndarray, *, description: str = "", **opt
                 **options,
             )
     return path
+
+
+def viewed(capsys: pytest.CaptureFixture[str], *words: object) -> tuple[int, str, str]:
+    """Run `pathorestore view`; returns exit code, stdout and stderr."""
+    code = cli.main(["view", *(str(word) for word in words)])
+    return code, *capsys.readouterr()
 
 
 def restored_slide(path: Path, height: int = 700, width: int = 900) -> Path:

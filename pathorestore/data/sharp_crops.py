@@ -1,6 +1,5 @@
 """Sharp crops: an endless, reproducible stream of training crops from sharp images, to be degraded later."""
 
-import csv
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -18,23 +17,11 @@ from pathorestore.image import from_uint8
 _SUFFIXES = {".png", ".jpg", ".jpeg", ".tif", ".tiff", ".bmp"}
 
 
-def image_files(folder: Path, *, manifest: Path | None = None) -> list[Path]:
-    """The image files of a folder, sorted by name.
-
-    manifest: a CSV with columns `file` (relative to the manifest's own folder) and `non_commercial`; only its rows marked "no" are kept,
-    so that what is trained may be shipped. Raises FileNotFoundError if nothing is left.
-    """
+def image_files(folder: Path) -> list[Path]:
+    """The image files of a folder and below, sorted by name. Raises FileNotFoundError if there is none."""
     files = sorted(path for path in folder.rglob("*") if path.suffix.lower() in _SUFFIXES)
-    if manifest is not None:
-        with manifest.open(newline="", encoding="utf-8") as stream:
-            free = {
-                (manifest.parent / row["file"]).resolve() for row in csv.DictReader(stream) if row["non_commercial"].strip().lower() == "no"
-            }
-        files = [path for path in files if path.resolve() in free]
     if not files:
-        raise FileNotFoundError(
-            f"no usable images under {folder}; expected PNG, JPEG, TIFF or BMP files that the manifest marks non_commercial=no"
-        )
+        raise FileNotFoundError(f"no images under {folder}; expected PNG, JPEG, TIFF or BMP files")
     return files
 
 

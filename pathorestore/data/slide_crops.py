@@ -211,11 +211,12 @@ def tissue_cells(thumbnail: NDArray[np.uint8]) -> NDArray[np.uint16]:
 
 def slide_mpp(slide: "OpenSlide") -> float | None:
     """Side of a pixel in um as the slide says: its own property, else by the objective's power (10 um over it)."""
-    mpp, power = (_positive(slide.properties.get(name, "")) for name in ("openslide.mpp-x", "openslide.objective-power"))
+    mpp, power = (positive(slide.properties.get(name, "")) for name in ("openslide.mpp-x", "openslide.objective-power"))
     return mpp or (10 / power if power else None)
 
 
-def _positive(text: str) -> float | None:
+def positive(text: str) -> float | None:
+    """The number that a text holds, None for anything but a positive finite one."""
     with suppress(ValueError):
         value = float(text)
         return value if math.isfinite(value) and value > 0 else None

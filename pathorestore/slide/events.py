@@ -1,5 +1,6 @@
 """What happened to a slide on the way that was not planned, and how it is told."""
 
+from collections import Counter
 from collections.abc import Iterable
 from typing import NamedTuple
 
@@ -27,7 +28,4 @@ class Event(NamedTuple):
 
 def counted(events: Iterable[Event]) -> dict[str, int]:
     """How many of each kind, by name."""
-    counts: dict[str, int] = {}
-    for event in events:
-        counts[event.kind] = counts.get(event.kind, 0) + 1
-    return dict(sorted(counts.items()))
+    return dict(sorted(Counter(event.kind for event in events).items()))

@@ -17,7 +17,6 @@ from pathorestore.slide.plan import OUT_TILE_PX
 from pathorestore.slide.room import part_path
 from pathorestore.slide.rows import Pixels
 
-FORMATS = ("tiff", "ome-tiff")
 _SMALLEST_LEVEL_PX = 512
 _REDUCED = 1  # TIFF 6.0, NewSubfileType
 _CHECKED_TILES = 8
@@ -29,7 +28,7 @@ class SelfCheckFailed(OSError):
 
 @dataclass(frozen=True, kw_only=True)
 class Pyramid:
-    """A slide about to be written. description: for its ImageDescription; of an OME-TIFF, where that is XML, a structured annotation."""
+    """A slide about to be written. description: its ImageDescription; of an OME-TIFF, where that is XML, the image's Description in it."""
 
     width_px: int
     height_px: int
@@ -161,9 +160,8 @@ def _check_with_openslide(pyramid: Pyramid, part: Path) -> None:
             mpp = float(slide.properties.get("openslide.mpp-x", "nan"))
     except openslide.OpenSlideError as error:
         raise SelfCheckFailed(5, f"OpenSlide cannot read what was written: {error}", str(part)) from error
-    _same(
-        "OpenSlide sees levels of", seen, pyramid.sizes if pyramid.format == "tiff" else pyramid.sizes[:1]
-    )  # it does not look into SubIFDs
+    visible = pyramid.sizes if pyramid.format == "tiff" else pyramid.sizes[:1]  # OpenSlide does not look into SubIFDs
+    _same("OpenSlide sees levels of", seen, visible)
     if pyramid.mpp and not abs(mpp - pyramid.mpp) < 1e-3 * pyramid.mpp:
         raise SelfCheckFailed(5, f"OpenSlide reads {mpp} um per pixel, written were {pyramid.mpp}", str(part))
 

@@ -6,13 +6,13 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from pathorestore.data.slide_crops import import_openslide
+from pathorestore.data.slide_crops import import_openslide, positive
 from pathorestore.data.slide_files import SLIDE_SUFFIXES
 from pathorestore.pipelines.image_file import READ_SUFFIXES, read_image_file
 from pathorestore.pipelines.raster import ImageFileError, matching_icc, sniff
 from pathorestore.pipelines.tiff_file import check_samples, check_whole, holds_pyramid, tiff_pixel_um
 from pathorestore.slide.rows import Pixels
-from pathorestore.slide.source import Overview, SlideFacts, SlideReadError, SlideSource, believable, composited, overview_size, positive
+from pathorestore.slide.source import Overview, SlideFacts, SlideReadError, SlideSource, believable, composited, overview_size
 
 if TYPE_CHECKING:
     from openslide import OpenSlide

@@ -231,8 +231,7 @@ class RestoreSlide:
         if first >= plan.bands:
             return
         events: deque[Event] = deque()
-        streams = self._streams(plan, source, first * OUT_TILE_PX, events.append)
-        reader, final = streams[0], streams[-1]
+        reader, final = self._streams(plan, source, first * OUT_TILE_PX, events.append)
         pending: deque[tuple[int, list[Future[bytes]], list[Event]]] = deque()
         encoders = ThreadPoolExecutor(self.options.encoders, thread_name_prefix="slide-encoder")
         try:
@@ -249,14 +248,13 @@ class RestoreSlide:
                         _keep(journal, *pending.popleft())
                     raise KeyboardInterrupt
         finally:
-            assert isinstance(reader, SourceStream)
             reader.close()
             encoders.shutdown(wait=True, cancel_futures=True)
 
     def _streams(
         self, plan: SlidePlan, source: SlideSource, start_px: int, on_event: Callable[[Event], None]
-    ) -> list[SourceStream | StageStream]:
-        """The source and every stage, each beginning where the next needs it so that row `start_px` comes out as in a run from the top."""
+    ) -> tuple[SourceStream, StageStream]:
+        """The source and the last stage, each beginning where the next needs it, so that row `start_px` is as in a run from the top."""
         runner = self._runner(source.facts.bit_depth, on_event)
         starts = [start_px]
         for _ in range(runner.stages):
@@ -275,9 +273,8 @@ class RestoreSlide:
             return rows
 
         facts = source.facts
-        streams: list[SourceStream | StageStream] = [SourceStream(read, plan, starts[0], facts.stored_tile_px[0], facts.offset_px[0])]
-        reader = streams[0]
-        assert isinstance(reader, SourceStream)
+        reader = SourceStream(read, plan, starts[0], facts.stored_tile_px[0], facts.offset_px[0])
+        stages: list[StageStream] = []
         total = int(plan.mask[plan.first_row(start_px) :].sum()) * runner.stages
         done = peak = 0
 
@@ -288,11 +285,9 @@ class RestoreSlide:
             self.on_status(Status("restore", min(done, total), total, peak))
 
         for stage in range(runner.stages):
-            before = streams[-1] if stage else None
-            stream = StageStream(runner, stage, plan, reader, before, starts[stage + 1])
-            stream.on_tiles = count
-            streams.append(stream)
-        return streams
+            stages.append(StageStream(runner, stage, plan, reader, stages[-1] if stages else None, starts[stage + 1]))
+            stages[-1].on_tiles = count
+        return reader, stages[-1]
 
     def _runner(self, bit_depth: int, on_event: Callable[[Event], None]) -> TileRunner:
         return TileRunner(

@@ -4,8 +4,9 @@ Everything here is integer arithmetic, so the result is the same bytes whatever 
 taken up again at.
 """
 
+import functools
+from collections.abc import Iterable
 from dataclasses import dataclass
-from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -52,33 +53,28 @@ class Levels:
 
     def from_pixels(self, pixels: Pixels) -> Pixels:
         """Pixels of a slide, uint8 or uint16, as levels."""
-        levels: Pixels = self._of_pixels(pixels.dtype)[pixels]
+        levels: Pixels = _levels_of(self, pixels.dtype)[pixels]
         return levels
 
     def to_pixels(self, stored: Pixels, dtype: np.dtype[Any]) -> Pixels:
         """Levels as pixels of a slide, clipped and rounded."""
-        pixels: Pixels = self._to_pixels(np.dtype(dtype))[stored]
+        pixels: Pixels = _pixels_of(self, np.dtype(dtype))[stored]
         return pixels
 
-    def _of_pixels(self, dtype: np.dtype[Any]) -> Pixels:
-        key = f"of {dtype}"
-        if key not in self._tables:
-            top = np.iinfo(dtype).max
-            values = np.arange(top + 1, dtype=np.float64) / top
-            self._tables[key] = np.rint((values - self.low) / (self.high - self.low) * _TOP).astype(np.uint16)
-        return self._tables[key]
 
-    def _to_pixels(self, dtype: np.dtype[Any]) -> Pixels:
-        key = f"to {dtype}"
-        if key not in self._tables:
-            top = np.iinfo(dtype).max
-            values = np.arange(_TOP + 1, dtype=np.float64) / _TOP * (self.high - self.low) + self.low
-            self._tables[key] = np.rint(np.clip(values, 0, 1) * top).astype(dtype)
-        return self._tables[key]
+@functools.cache
+def _levels_of(levels: Levels, dtype: np.dtype[Any]) -> Pixels:
+    """The level of every value of a pixel."""
+    top = np.iinfo(dtype).max
+    values = np.arange(top + 1, dtype=np.float64) / top
+    return np.rint((values - levels.low) / (levels.high - levels.low) * _TOP).astype(np.uint16)
 
-    @cached_property
-    def _tables(self) -> dict[str, Pixels]:
-        return {}
+
+@functools.cache
+def _pixels_of(levels: Levels, dtype: np.dtype[Any]) -> Pixels:
+    """The pixel's value of every level."""
+    values = np.arange(_TOP + 1, dtype=np.float64) / _TOP * (levels.high - levels.low) + levels.low
+    return np.rint(np.clip(values, 0, 1) * np.iinfo(dtype).max).astype(dtype)
 
 
 class RowWindow:
@@ -127,8 +123,8 @@ class RowBlend:
         self._weights = [axis.weights.numpy().astype(np.uint32) for axis in (rows, columns)]
         self._from_above = np.zeros((0, columns.length_px, 3), np.uint32)  # weighted sums of rows that more tiles will add to
 
-    def add_row(self, tiles: "Any") -> Pixels:
-        """Add the tiles t t 3 uint16 of the next row, any iterable from left to right; returns the rows that are finished by it, uint16."""
+    def add_row(self, tiles: Iterable[Pixels]) -> Pixels:
+        """Add the tiles t t 3 uint16 of the next row from left to right; returns the rows that are finished by it, uint16."""
         size, width = self.rows.tile_px, self.columns.length_px
         top, below = self.rows.starts_px[self.row], self._next(self.rows, self.row)
         down, across = self._weights[0][self.row][:, None, None], self._weights[1]

@@ -3,7 +3,6 @@
 import hashlib
 import math
 from collections.abc import Iterator
-from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol
@@ -216,11 +215,3 @@ def content_sha256(path: Path) -> str:
             while block := file.read(_HASH_BYTES):
                 hasher.update(block)
     return hasher.hexdigest()
-
-
-def positive(text: str) -> float | None:
-    """A positive finite number, None for anything else."""
-    with suppress(ValueError):
-        value = float(text)
-        return value if math.isfinite(value) and value > 0 else None
-    return None

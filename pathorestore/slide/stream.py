@@ -69,8 +69,8 @@ class SourceStream:
 class StageStream:
     """One stage of the restorer over the slide; rows are `Levels`. start_px: the first row that will be asked for.
 
-    before: the stream of the stage before, None for the first stage. keep: whether the source's rows are let go of by this stage, being
-    the last one that looks at them.
+    before: the stream of the stage before, None for the first stage. The last stage lets go of the source's rows, being the last that
+    looks at them.
     """
 
     def __init__(self, runner: TileRunner, stage: int, plan: SlidePlan, source: SourceStream, before: Stream | None, start_px: int):

@@ -30,10 +30,7 @@ TILE_PX = 256
 MOST_LAYERS = 99
 _JPEG_QUALITY = 85
 _LARGEST_TOP_PX = 100_000_000  # of a slide's smallest level: the first tiles are made of all of it, 0.7 GB while they are
-_LAYER_SIDE_PX, _LAYER_PX = (
-    2048,
-    64_000_000,
-)  # small maps are enlarged to the first, so that stretching them is exact; the second is the most
+_LAYER_SIDE_PX, _LAYER_PX = 2048, 64_000_000  # small maps are enlarged to the first: stretching is exact then; the second is the most
 _SHAPE_TOLERANCE = 0.01
 
 Recolour = Callable[["Image"], "Image"]
