@@ -545,24 +545,25 @@ def test_a_region_inside_even_tissue_is_restored(tmp_path):
     assert glass.tiles == 0
 
 
-@pytest.mark.parametrize("region", [None, (30, 50, 150, 250)])
-def test_a_bad_tile_is_one_tile_and_a_resumed_run_knows_it(tmp_path, region):
+@pytest.mark.parametrize("restorer", [Identity(), Lively()], ids=["one stage", "two stages"])
+@pytest.mark.parametrize("region", [None, (30, 50, 150, 350)])
+def test_a_bad_tile_is_one_tile_and_a_resumed_run_knows_it(tmp_path, region, restorer):
     pixels = tissue_pixels(600, 200)
     source = write_slide(tmp_path / "in.tif", pixels)
-    _damage(source, 17)  # of 4 tiles a row: the one at x 64, y 256
+    _damage(source, 13)  # of 4 tiles a row: the one at x 64, y 192, in the midst of which a resumed run begins to read
     wishes = {"on_bad_tile": "pass", "region": region}
-    run_slide(source, tmp_path / "whole.tif", Lively(), wishes=wishes)
+    run_slide(source, tmp_path / "whole.tif", restorer, wishes=wishes)
     with pytest.raises(KeyboardInterrupt):
-        run_slide(source, tmp_path / "cut.tif", Lively(), wishes=wishes, stop=lambda: True)
-    run_slide(source, tmp_path / "cut.tif", Lively(), wishes=wishes)
+        run_slide(source, tmp_path / "cut.tif", restorer, wishes=wishes, stop=lambda: True)
+    run_slide(source, tmp_path / "cut.tif", restorer, wishes=wishes)
     assert (tmp_path / "cut.tif").read_bytes() == (tmp_path / "whole.tif").read_bytes()
     run_slide(source, tmp_path / "same.tif", wishes=wishes)
     x, y = (region or (0, 0))[:2]
     seen, expected = level_pixels(tmp_path / "same.tif"), pixels.copy()
-    expected[256:320, 64:128] = 255
+    expected[192:256, 64:128] = 255
     assert np.array_equal(seen, expected[y : y + len(seen), x : x + seen.shape[1]])
     events = json.loads((tmp_path / "cut.tif.provenance.json").read_text())["events"]
-    assert events == [{"kind": "unreadable", "y_px": 256 - y, "x_px": 64 - x}]
+    assert events == [{"kind": "unreadable", "y_px": 192 - y, "x_px": 64 - x}]
 
 
 def test_a_run_that_let_bad_tiles_pass_is_not_finished_as_one_that_did_not(tmp_path):

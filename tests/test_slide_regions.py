@@ -5,6 +5,7 @@ from dataclasses import replace
 from itertools import pairwise
 
 import numpy as np
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from slide_samples import run_slide, tissue_pixels, write_slide
@@ -24,6 +25,7 @@ def _filled(geometry, height, width):
         for ring in polygon:
             assert ring[0] == ring[-1]
             assert len(ring) >= 5
+            assert len({tuple(point) for point in ring}) == len(ring) - 1  # no outline touches itself
             for (ax, ay), (bx, by) in pairwise(ring):
                 assert (ax == bx) != (ay == by)  # no edge is slanted, none is a point
                 if ax == bx:
@@ -39,7 +41,17 @@ def test_outlines_cover_the_restored_tiles_and_nothing_else(tmp_path_factory, da
     count = plan.mask.size
     mask = np.array(data.draw(st.lists(st.booleans(), min_size=count, max_size=count))).reshape(plan.shape)
     plan = replace(plan, active=mask)
-    path = tmp_path_factory.mktemp("regions") / "a.geojson"
+    _check_outlines(tmp_path_factory.mktemp("regions") / "a.geojson", plan, mask)
+
+
+@pytest.mark.parametrize("empty", [{(1, 1), (2, 2)}, {(1, 2), (2, 1)}, {(0, 0), (1, 1), (2, 2), (3, 3)}, {(0, 1), (1, 0)}])
+def test_outlines_that_touch_at_a_corner_stay_apart(tmp_path, empty):
+    mask = np.array([[(row, column) not in empty for column in range(4)] for row in range(4)])
+    _check_outlines(tmp_path / "a.geojson", SlidePlan(80, 80, 24, 4, mask), mask)
+
+
+def _check_outlines(path, plan, mask):
+    height, width = plan.height_px, plan.width_px
     write_regions(path, plan, [], (64, 64))
     features = json.loads(path.read_text())["features"]
     assert len(features) == int(mask.any())

@@ -77,10 +77,19 @@ def _outlines(mask: NDArray[np.bool_]) -> Iterator[list[Corner]]:
             ends.remove(chosen)
             if not ends:
                 del edges[here]
-            if chosen == loop[0]:
-                break
-            loop.append(chosen)
-        yield [point for index, point in enumerate(loop) if _turn(loop[index - 1], point, loop[(index + 1) % len(loop)])]
+            if chosen in loop:  # back at the beginning, or at a corner where two holes touch, which then are two
+                first = loop.index(chosen)
+                yield _corners(loop[first:])
+                del loop[first + 1 :]
+                if first == 0:
+                    break
+            else:
+                loop.append(chosen)
+
+
+def _corners(loop: list[Corner]) -> list[Corner]:
+    """The points of a closed outline at which it turns."""
+    return [point for index, point in enumerate(loop) if _turn(loop[index - 1], point, loop[(index + 1) % len(loop)])]
 
 
 def _turn(before: Corner, here: Corner, after: Corner) -> int:
