@@ -15,8 +15,8 @@ from torch.nn.functional import interpolate
 
 from pathorestore import metrics
 from pathorestore.image import from_uint8, to_uint8
-from pathorestore.metrics import accumulators, fidelity, nuclei
-from pathorestore.metrics.accumulators import PSNR, SSIM, NucleiL1
+from pathorestore.metrics import fidelity, nuclei
+from pathorestore.metrics.accumulators import PSNR, SSIM, NucleiL1, mean
 from pathorestore.metrics.fidelity import psnr, ssim
 from pathorestore.metrics.nuclei import (
     TEXTURE,
@@ -389,7 +389,7 @@ def test_metric_functions_import_neither_torchmetrics_nor_scikit_image():
     for module in (metrics, fidelity, nuclei):
         runpy.run_path(module.__file__)
     with pytest.raises(ImportError, match="torchmetrics"):
-        runpy.run_path(accumulators.__file__)
+        runpy.run_path(mean.__file__)
 
 
 @pytest.mark.usefixtures("_bare")

@@ -18,7 +18,8 @@ from tissue_files import save, tissue
 from view_files import HOSTILE, restored_slide, save_pyramid, viewed
 
 from pathorestore.pipelines.image_file import ImageFileError
-from pathorestore.slide.viewer import PAGE, filled, page_data, page_html, script_json, write_view
+from pathorestore.pipelines.web_page import filled, script_json
+from pathorestore.slide.viewer import PAGE, page_data, page_html, write_view
 from pathorestore.slide.viewer_images import open_view
 
 pytest.importorskip("openslide", reason="the viewer reads slides with OpenSlide")

@@ -1,20 +1,17 @@
 """What was done where on a slide, as GeoJSON that QuPath takes for annotations."""
 
-import json
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from pathorestore.atomic import write_atomic
+from pathorestore.pipelines.geojson import Corner, feature, ring, write_features
 from pathorestore.slide.events import Event
 from pathorestore.slide.plan import SlidePlan
 
 _COLOURS = {"restored": (46, 125, 50), "unreadable": (198, 40, 40), "not finite": (239, 108, 0), "single precision": (106, 27, 154)}
 _OTHER = (97, 97, 97)
-Corner = tuple[int, int]
 
 
 def write_regions(path: Path, plan: SlidePlan, events: Sequence[Event], event_px: tuple[int, int]) -> None:
@@ -22,23 +19,13 @@ def write_regions(path: Path, plan: SlidePlan, events: Sequence[Event], event_px
 
     event_px: height and width of what an event "unreadable" is about; the others are about tiles of the plan.
     """
-    features = [_feature("restored", "MultiPolygon", list(_restored(plan)))]
+    features = [feature("restored", "MultiPolygon", list(_restored(plan)), _COLOURS["restored"])]
     for event in events:
         height, width = event_px if event.kind == "unreadable" else (plan.tile_px, plan.tile_px)
         bottom, right = min(event.y_px + height, plan.height_px), min(event.x_px + width, plan.width_px)
-        features.append(_feature(event.kind, "Polygon", [_ring((event.y_px, event.x_px), (bottom, right))]))
-    text = json.dumps({"type": "FeatureCollection", "features": [feature for feature in features if feature["geometry"]["coordinates"]]})
-    write_atomic(path, (text + "\n").encode())
-
-
-def _feature(name: str, kind: str, coordinates: list[Any]) -> dict[str, Any]:
-    properties = {"objectType": "annotation", "classification": {"name": name, "color": _COLOURS.get(name, _OTHER)}, "isLocked": True}
-    return {"type": "Feature", "geometry": {"type": kind, "coordinates": coordinates}, "properties": properties}
-
-
-def _ring(top_left: Corner, bottom_right: Corner) -> list[list[int]]:
-    (top, left), (bottom, right) = top_left, bottom_right
-    return [[left, top], [right, top], [right, bottom], [left, bottom], [left, top]]
+        outline = ring((event.y_px, event.x_px), (bottom, right))
+        features.append(feature(event.kind, "Polygon", [outline], _COLOURS.get(event.kind, _OTHER)))
+    write_features(path, features)
 
 
 def _restored(plan: SlidePlan) -> Iterator[list[list[list[int]]]]:

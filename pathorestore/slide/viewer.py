@@ -1,13 +1,10 @@
 """A deep-zoom page of a slide that works from the disk, without a network: the slider, the layers and the record in one HTML file."""
 
-import base64
-import hashlib
 import html
-import json
 import re
 import shutil
 import uuid
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from contextlib import suppress
 from importlib.resources import files
 from pathlib import Path
@@ -15,6 +12,7 @@ from typing import Any
 
 from pathorestore.atomic import make_folder
 from pathorestore.pipelines.provenance import RESTORED_NOTICE
+from pathorestore.pipelines.web_page import filled, hashed, script_json
 from pathorestore.slide.viewer_images import TILE_PX, Picture, View
 
 Progress = Callable[[int, int], None]
@@ -22,7 +20,6 @@ Progress = Callable[[int, int], None]
 PAGE, LICENCE = "index.html", "openseadragon-LICENSE.txt"
 _MARK = '<meta name="generator" content="pathorestore view">'
 _OURS = re.compile(r"index\.html|openseadragon-LICENSE\.txt|(restored|degraded|layer\d{1,2})(_files|\.dzi)")
-_HOLES = re.compile(r"\{\{(\w+)\}\}")
 
 
 def page_html(view: View) -> str:
@@ -30,8 +27,8 @@ def page_html(view: View) -> str:
     style, library, script = _web("viewer.css"), _library(), _web("viewer.js")
     policy = [
         "default-src 'none'",
-        f"script-src {_hashed(library)} {_hashed(script)}",
-        f"style-src {_hashed(style)}",
+        f"script-src {hashed(library)} {hashed(script)}",
+        f"style-src {hashed(style)}",
         "img-src 'self' file: data:",  # 'self' means nothing to some browsers where the page is a file
         "base-uri 'none'",
         "form-action 'none'",
@@ -60,16 +57,6 @@ def page_data(view: View) -> dict[str, Any]:
         "record": [[name.replace("_", " "), value] for name, value in record.lines()] if record else [],
         "trouble": trouble,
     }
-
-
-def script_json(value: object) -> str:
-    r"""JSON that may stand in a <script>: ASCII, which leaves no U+2028, and without the characters that could end the element."""
-    return json.dumps(value).translate({ord(sign): f"\\u{ord(sign):04x}" for sign in "<>&"})
-
-
-def filled(template: str, parts: Mapping[str, str]) -> str:
-    """Put the parts in the holes of a template, in one pass, so that a part that looks like a hole stays as it is."""
-    return _HOLES.sub(lambda hole: parts[hole[1]], template)
 
 
 def write_view(view: View, folder: Path, *, overwrite: bool = False, progress: Progress = lambda _done, _total: None) -> int:
@@ -169,8 +156,3 @@ def _web(name: str) -> str:
 def _library() -> str:
     """OpenSeadragon without the address of its source map, which only developers of it have."""
     return _web("openseadragon/openseadragon.min.js").partition("//# sourceMappingURL=")[0]
-
-
-def _hashed(text: str) -> str:
-    """A source expression of a Content-Security-Policy that allows exactly this text inside the page."""
-    return f"'sha256-{base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()}'"

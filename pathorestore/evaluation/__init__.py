@@ -1,0 +1,1 @@
+"""How restorations are judged: many images, several methods, one report."""
