@@ -12,8 +12,11 @@ Better = Literal["higher", "lower", "zero", "none"]
 
 @dataclass(frozen=True, kw_only=True)
 class Column:
-    """One number that is taken of every image. key: its name in tables. label, unit: for readers. better: which way is good; "zero" is a
-    signed difference that should vanish, "none" describes and does not judge. note: a sentence about what it is."""
+    """One number that is taken of every image.
+
+    key: its name in tables. label, unit: for readers. better: which way is good; "zero" is a signed difference that should vanish, "none"
+    describes and does not judge. note: a sentence about what it is.
+    """
 
     key: str
     label: str
