@@ -16,8 +16,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pathorestore.cli_data import fill_data, run_data
+from pathorestore.cli_evaluate import fill_evaluate, run_evaluate
 from pathorestore.cli_fuse import fill_fuse, stacks_to_fuse
 from pathorestore.cli_jobs import batch_on, fill_engine, fill_jobs, run_jobs
+from pathorestore.cli_options import fill_batch, fill_demo, fill_info, fill_simulate
 from pathorestore.cli_restore import RestoreElsewhere, StopSignal, estimates, files_to_restore, fill_restore
 from pathorestore.cli_training import fill_ablate, fill_export, run_ablate, run_export
 from pathorestore.cli_view import fill_view, run_view
@@ -29,7 +31,6 @@ if TYPE_CHECKING:
     from pathorestore.pipelines.batch import AnyJob, BatchReport, Done, Existing, FileResult
 
 _PROGRAM = "pathorestore"
-_MAX_PIXELS = 178_956_970
 _PLACES = {name: name.upper() for name in ("sharp", "stack", "folder", "manifest")}
 _PLACES |= {"inputs": "INPUT", "restored": "OUT", "output": "-o/--output"}
 
@@ -193,6 +194,11 @@ def _view(arguments: "Namespace") -> int:
         return run_view(arguments, _bar("tile", quiet=arguments.quiet))
 
 
+def _evaluate(arguments: "Namespace") -> int:
+    with _termination_as_interruption():
+        return run_evaluate(arguments, lambda unit: _bar(unit, quiet=arguments.quiet), _now, _error)
+
+
 _COMMANDS: dict[str, Callable[["Namespace"], int]] = {
     "restore": _restore,
     "demo": _demo,
@@ -204,6 +210,7 @@ _COMMANDS: dict[str, Callable[["Namespace"], int]] = {
     "ablate": run_ablate,
     "view": _view,
     "jobs": run_jobs,
+    "evaluate": _evaluate,
 }
 # LightningCLI parses these itself
 _TRAINING = {
@@ -285,7 +292,7 @@ def _termination_as_interruption() -> Iterator[None]:
 
 def _plain(message: str) -> str:
     """An error of the argument parser in the words of the command line, on one line."""
-    commands = r"\b(?:restore|demo|info|simulate|fuse|ablate|view|jobs|data\.make|data\.check)\.(\w+)"
+    commands = r"\b(?:restore|demo|info|simulate|fuse|ablate|view|jobs|evaluate|data\.make|data\.check)\.(\w+)"
     message = re.sub(commands, lambda match: _PLACES.get(match[1], f"--{match[1]}"), message)
     message = re.sub(r'Parser key "(\w+)"(?: element (\d+))?:', lambda match: f"--{match[1].replace('_', '-')}:", message)
     message = re.sub(r"<class '(\w+)'>", r"\1", message)
@@ -316,64 +323,24 @@ def _parser() -> "ArgumentParser":
 def _fill_restore(command: "ArgumentParser") -> None:
     fill_restore(command)
     fill_engine(command)
-    _fill_batch(command, max_pixels=None)
-
-
-def _fill_batch(command: "ArgumentParser", max_pixels: int | None = _MAX_PIXELS) -> None:
-    existing = command.add_mutually_exclusive_group()
-    existing.add_argument("--overwrite", action="store_true", help="replace outputs that exist; an input is never replaced")
-    existing.add_argument("--skip-existing", action="store_true", help="leave outputs that exist and do only the rest")
-    _fill_max_pixels(command, max_pixels)
-    command.add_argument("--json", action="store_true", help="print a machine-readable report on stdout, all else on stderr")
-    command.add_argument("-q", "--quiet", action="store_true", help="print failures only")
-
-
-def _fill_demo(command: "ArgumentParser") -> None:
-    command.add_argument("-o", "--output", type=str, default="pathorestore-demo", help="folder for demo.png, replaced if it exists")
-    _fill_model(command)
-    command.add_argument("--seed", type=int, default=0, help="seed of the simulated noise and of the second stage")
-
-
-def _fill_info(command: "ArgumentParser") -> None:
-    command.add_argument("file", nargs="?", type=str, default=None, metavar="FILE", help="output to read the provenance of")
-    command.add_argument("--json", action="store_true", help="print JSON")
-
-
-def _fill_simulate(command: "ArgumentParser") -> None:
-    command.add_argument("sharp", type=str, metavar="SHARP", help="a sharp image file")
-    command.add_argument("-o", "--output", required=True, type=str, help="folder for the planes, the clean target and the table")
-    command.add_argument("--z", nargs="+", type=float, default=[-3.2, -1.6, 0.0, 1.6, 3.2], help="focus positions in um, signed")
-    command.add_argument("--setting", choices=("ideal", "scanner", "shifted"), default="ideal", help="which nuisances besides defocus")
-    command.add_argument("--seed", type=int, default=0, help="seed of everything that is drawn")
-    command.add_argument("--pixel-um", type=float, default=None, help="side of a pixel in um; default: what the file says, else 0.25")
-    command.add_argument("--overwrite", action="store_true", help="replace outputs that exist")
-    _fill_max_pixels(command)
-
-
-def _fill_model(command: "ArgumentParser") -> None:
-    command.add_argument("--model", type=str, default=None, help="folder or hub repository owner/name; default: the embedded mop-tiny")
-    command.add_argument("--revision", type=str, default=None, help="commit hash or tag of a hub repository")
-
-
-def _fill_max_pixels(command: "ArgumentParser", default: int | None = _MAX_PIXELS) -> None:
-    told = "" if default else f"; default: {_MAX_PIXELS:,}, for slides 100,000,000,000"
-    command.add_argument("--max-pixels", type=int, default=default, help=f"refuse images with more pixels than this{told}")
+    fill_batch(command, max_pixels=None)
 
 
 def _fill_fuse(command: "ArgumentParser") -> None:
     fill_fuse(command)
-    _fill_batch(command)
+    fill_batch(command)
 
 
 _FILLERS: dict[str, tuple[Callable[["ArgumentParser"], None], str]] = {
     "restore": (_fill_restore, "restore images and slides"),
-    "demo": (_fill_demo, "defocus a real histology image, restore it, print figures, draw a picture"),
-    "info": (_fill_info, "show versions, devices, models and licences, or how a file was made"),
-    "simulate": (_fill_simulate, "turn a sharp image into a focal stack with exact labels"),
+    "demo": (fill_demo, "defocus a real histology image, restore it, print figures, draw a picture"),
+    "info": (fill_info, "show versions, devices, models and licences, or how a file was made"),
+    "simulate": (fill_simulate, "turn a sharp image into a focal stack with exact labels"),
     "export": (fill_export, "turn a training checkpoint into a model folder"),
     "data": (fill_data, "make and check the manifest that training reads"),
     "fuse": (_fill_fuse, "make one all-in-focus image of each focal stack"),
     "ablate": (fill_ablate, "train the variants of one of the paper's comparisons and tabulate them"),
+    "evaluate": (fill_evaluate, "judge restored images and models: scores, tests, one report"),
     "view": (fill_view, "look at a slide or image in a browser: before/after slider, layers, provenance"),
     "jobs": (fill_jobs, "how the files of an output folder stand, whichever machines work at them"),
 }

@@ -23,6 +23,7 @@ import tifffile
 from slide_samples import Identity, Lively, files_in, level_pixels, run_slide, slide_work, tissue_pixels, write_slide
 
 from pathorestore import cli
+from pathorestore.pipelines import lock
 from pathorestore.pipelines.batch import BadResult, Job, JobLocked, run_batch
 from pathorestore.pipelines.provenance import read_provenance
 from pathorestore.pipelines.raster import ImageFileError
@@ -626,13 +627,13 @@ def test_the_journal_is_for_its_owner_only(tmp_path, slide):
 
 
 def test_a_lock_on_a_file_that_is_gone_is_no_lock(tmp_path, slide, monkeypatch):
-    flock = journal.fcntl.flock
+    flock = lock.fcntl.flock
 
     def slow(handle, how):
         flock(handle, how)
         (tmp_path / (JOURNAL + ".lock")).unlink()  # another process, done, removes it between our opening and our locking
 
-    monkeypatch.setattr(journal.fcntl, "flock", slow)
+    monkeypatch.setattr(lock.fcntl, "flock", slow)
     with pytest.raises(JobLocked):
         run_slide(slide, tmp_path / "out.tif")
 
@@ -641,7 +642,7 @@ def test_a_system_that_cannot_lock_is_told_apart_from_a_locked_job(tmp_path, sli
     def refuse(handle, how):
         raise OSError(errno.ENOLCK, "No locks available")
 
-    monkeypatch.setattr(journal.fcntl, "flock", refuse)
+    monkeypatch.setattr(lock.fcntl, "flock", refuse)
     result = _run_one(slide, tmp_path / "out.tif", slide_work())
     assert (result.status, result.code) == ("failed", 4)
     assert "cannot be locked: No locks available" in result.error
@@ -688,7 +689,7 @@ def test_a_journal_is_swept_away_only_when_its_output_was_written(tmp_path, slid
     assert kept.exists()
     with closing(sqlite3.connect(kept)) as connection, connection:
         connection.execute("insert into meta values ('written', 'out.tif')")
-    held = journal._locked(kept.with_name(f"{JOURNAL}.lock"), kept)
+    held = lock.lock_file(kept.with_name(f"{JOURNAL}.lock"), kept)
     sweep(kept, tmp_path / "out.tif")
     assert kept.exists()  # somebody is at work on it
     os.close(held)

@@ -29,17 +29,22 @@ class Column:
 class ScoreRow:
     """One image under one method. case: its name, the same for all methods. slide, patient: "" if not known. z_um: distance from focus.
 
-    scores: by column key; NaN where a number does not exist, such as nuclei in an image without any. features: of the images' encoder, for
-    distances between sets of images; empty if none are taken. error: why there are no scores, empty if there are.
+    image: the file that the case was made of; several cases are of one image where defocus is simulated. scores: by column key; NaN where
+    a number does not exist, such as nuclei in an image without any. features: of the images' encoder, for distances between sets of
+    images; empty if none are taken. risk: (predicted, true local error) at some pixels, both in grey levels.
+    notes: why a metric gave nothing here, by its name. error: why there are no scores, empty if there are.
     """
 
     case: str
     method: str
+    image: str = ""
     slide: str = ""
     patient: str = ""
     z_um: float | None = None
     scores: dict[str, float] = field(default_factory=dict)
     features: tuple[float, ...] = ()
+    risk: tuple[tuple[float, float], ...] = ()
+    notes: dict[str, str] = field(default_factory=dict)
     error: str = ""
 
 
@@ -61,7 +66,7 @@ class Compared:
 
     difference: mean of method - other with its bootstrap interval. n: what was tested, `unit` says whether images, slides or patients.
     p, p_holm: two-sided Wilcoxon signed-rank test, alone and adjusted for all tests of the report; NaN where n is too small. wins, ties:
-    of the n, where the method is better, and where both are equal. verdict: "better", "worse" or "" for no claim. reason: why there is
+    of the images, where the method is better, and where both are equal. verdict: "better", "worse" or "" for no claim. reason: why there is
     none.
     """
 
@@ -74,6 +79,7 @@ class Compared:
     unit: str
     p: float
     p_holm: float
+    images: int = 0
     wins: int
     ties: int
     verdict: Literal["better", "worse", ""]

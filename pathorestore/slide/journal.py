@@ -3,10 +3,8 @@
 A row of output tiles is one transaction. Whatever the moment of a kill, the file holds whole rows only, and the output does not exist yet.
 """
 
-import fcntl
 import json
 import os
-import socket
 import sqlite3
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import closing, contextmanager, suppress
@@ -14,7 +12,8 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import quote
 
-from pathorestore.pipelines.batch import JobLocked, PlanError
+from pathorestore.pipelines.batch import PlanError
+from pathorestore.pipelines.lock import lock_file
 from pathorestore.slide.events import Event
 from pathorestore.slide.room import part_path
 
@@ -41,7 +40,7 @@ class Journal:
     def __init__(self, path: Path, job: Mapping[str, Any], *, fresh: bool = False):
         self.path = path
         self._lock_path = path.with_name(path.name + ".lock")
-        self._lock = _locked(self._lock_path, path)
+        self._lock = lock_file(self._lock_path, path)
         self._connection: sqlite3.Connection | None = None
         try:
             if fresh:
@@ -156,7 +155,7 @@ def sweep(path: Path, target: Path) -> None:
     if not (path.is_file() and target.is_file()):
         return
     with suppress(OSError, sqlite3.Error):
-        lock = _locked(path.with_name(f"{path.name}.lock"), path)
+        lock = lock_file(path.with_name(f"{path.name}.lock"), path)
         try:
             with closing(sqlite3.connect(f"file:{quote(str(path))}?mode=ro", uri=True, timeout=0)) as connection:
                 written = connection.execute("select 1 from meta where name = 'written'").fetchone()
@@ -166,25 +165,6 @@ def sweep(path: Path, target: Path) -> None:
                     path.with_name(path.name + suffix).unlink(missing_ok=True)
         finally:
             os.close(lock)
-
-
-def _locked(lock_path: Path, path: Path) -> int:
-    """A lock that the system lets go of when this process ends, however it ends."""
-    handle = os.open(lock_path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o600)
-    try:
-        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        if not lock_path.exists() or not os.path.samestat(os.fstat(handle), lock_path.stat()):
-            raise BlockingIOError  # who had it has just removed it, and another may have made a new one
-        os.truncate(handle, 0)
-        os.write(handle, f"process {os.getpid()} on {socket.gethostname()}\n".encode())
-    except BlockingIOError:
-        who = os.read(handle, 200).decode(errors="replace").strip() or "another process"
-        os.close(handle)
-        raise JobLocked(11, f"is being restored by {who}; wait for it, or stop it", str(path)) from None
-    except OSError as error:
-        os.close(handle)
-        raise OSError(error.errno, f"cannot be locked: {error.strerror}", str(lock_path)) from error
-    return handle
 
 
 def _disk_error(error: sqlite3.Error, path: Path) -> Exception:

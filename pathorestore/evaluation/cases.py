@@ -1,0 +1,145 @@
+"""The images that an evaluation goes through: pairs on the disk, or sharp images put out of focus on the way; one in memory at a time."""
+
+import hashlib
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Protocol
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from pathorestore.degradations.optical import Degraded, degrade
+from pathorestore.degradations.recipes import Setting
+from pathorestore.pipelines.image_file import read_image_file
+from pathorestore.pipelines.raster import ImageFileError
+
+DESIGN_MPP = 0.25
+
+
+@dataclass(frozen=True, kw_only=True)
+class CaseKey:
+    """A case before it is loaded. name: its own; image: the file's name, by which restored files are found, with `/` between folders.
+
+    clean, degraded: the files, degraded None where there is none. mpp: of the images that are judged. mpp, z_um: None if not known.
+    slide, patient: "" if not known.
+    """
+
+    name: str
+    image: str
+    clean: Path
+    degraded: Path | None = None
+    slide: str = ""
+    patient: str = ""
+    mpp: float | None = None
+    z_um: float | None = None
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Case:
+    """A loaded case. clean, degraded: 1 3 h w in [0, 1] of one size. simulated: how the degraded image came about, if here."""
+
+    key: CaseKey
+    clean: Tensor
+    degraded: Tensor | None = None
+    simulated: Degraded | None = None
+
+
+class Cases(Protocol):
+    """Cases in a fixed order."""
+
+    @property
+    def keys(self) -> Sequence[CaseKey]:
+        """All of them, before any is loaded."""
+        ...
+
+    def load(self, key: CaseKey) -> Case:
+        """One of them. Raises ImageFileError or OSError for files that cannot be used."""
+        ...
+
+    def window(self, image: Tensor) -> Tensor:
+        """The part of a whole image b c h w that is judged."""
+        ...
+
+
+@dataclass(frozen=True, kw_only=True)
+class FilePairs:
+    """Pairs of files, or clean files alone where only restored ones are judged. crop_px: at most so much around the centre; 0 is all."""
+
+    keys: tuple[CaseKey, ...]
+    crop_px: int = 0
+
+    def load(self, key: CaseKey) -> Case:
+        """Read the files of a case."""
+        clean = self.window(read_image_file(key.clean).image)
+        if key.degraded is None:
+            return Case(key=key, clean=clean)
+        degraded = self.window(read_image_file(key.degraded).image)
+        check_size(degraded, clean, key.degraded)
+        return Case(key=key, clean=clean, degraded=degraded)
+
+    def window(self, image: Tensor) -> Tensor:
+        """The part of a whole image that is judged."""
+        return central(image, self.crop_px)
+
+
+class SimulatedDefocus:
+    """Sharp files, each put out of focus at every distance.
+
+    Images of a known pixel size are brought to 0.25 um first: oversampled ones are soft in focus and no targets as they are. Others are
+    taken to have it. The noise of a case depends on the seed, the image's name and the distance alone.
+    """
+
+    def __init__(self, files: Sequence[CaseKey], *, z_um: Sequence[float], setting: Setting, seed: int = 0, crop_px: int = 0):
+        repeated = {f"{z:g}" for z in z_um if list(z_um).count(z) > 1}
+        if not z_um or repeated:
+            raise ValueError(f"--simulate needs one or more different distances in um; got {list(z_um)}")
+        self.z_um, self.setting, self.seed, self.crop_px = tuple(z_um), setting, seed, crop_px
+        self.keys = tuple(replace(file, name=f"{file.name} at {z:g} um", z_um=z, mpp=DESIGN_MPP) for file in files for z in z_um)
+        self._source_mpp = {file.image: file.mpp for file in files}
+
+    def load(self, key: CaseKey) -> Case:
+        """Read the sharp file and degrade it."""
+        pair = self.simulate(key)
+        return Case(key=key, clean=pair.clean, degraded=pair.degraded, simulated=pair)
+
+    def simulate(self, key: CaseKey) -> Degraded:
+        """The degraded image and its parameters."""
+        if key.z_um is None:
+            raise ValueError(f"{key.name} has no distance; expected a key of this list")
+        sharp = self.window(at_design_mpp(read_image_file(key.clean).image, self._source_mpp[key.image]))
+        # hashed, because torch's CPU generator takes only the low 32 bits of its seed
+        digest = hashlib.sha256(f"{self.seed} {key.image} {key.z_um:.6f}".encode("utf-8", "surrogateescape")).digest()
+        generator = torch.Generator().manual_seed(int.from_bytes(digest[:4], "big"))
+        return degrade(sharp, torch.tensor([key.z_um]), setting=self.setting, generator=generator)
+
+    def window(self, image: Tensor) -> Tensor:
+        """The part of a whole image that is judged."""
+        return central(image, self.crop_px)
+
+
+def central(image: Tensor, crop_px: int) -> Tensor:
+    """At most crop_px of each side of b c h w, around the centre; 0 leaves it whole."""
+    if not crop_px:
+        return image
+    top, left = (max(0, side - crop_px) // 2 for side in image.shape[-2:])
+    return image[..., top : top + crop_px, left : left + crop_px]
+
+
+def at_design_mpp(image: Tensor, mpp: float | None) -> Tensor:
+    """The image brought to 0.25 um per pixel, as it is where the size of a pixel is not known."""
+    if mpp is None or mpp == DESIGN_MPP:
+        return image
+    size = [round(side * mpp / DESIGN_MPP) for side in image.shape[-2:]]
+    return F.interpolate(image, size=size, mode="bicubic", antialias=True, align_corners=False).clamp(0, 1)
+
+
+def check_size(image: Tensor, clean: Tensor, path: Path) -> None:
+    """Raise ImageFileError unless an image has the size of its clean partner."""
+    if image.shape != clean.shape:
+        (height, width), (wanted_height, wanted_width) = image.shape[-2:], clean.shape[-2:]
+        raise ImageFileError(
+            f"{path}: is {width} x {height} px and its clean partner {wanted_width} x {wanted_height}; "
+            "metrics compare pixel by pixel, so restore without resizing or crop both alike"
+        )

@@ -1,0 +1,154 @@
+"""What is compared: restorers, folders of restored images, and the classical methods at their best."""
+
+from collections import defaultdict
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor
+
+from pathorestore.evaluation.case_files import named_files
+from pathorestore.evaluation.cases import Case, Cases, SimulatedDefocus, check_size
+from pathorestore.metrics.fidelity import psnr
+from pathorestore.pipelines.batch import PlanError
+from pathorestore.pipelines.classical import KnownWiener, UnsharpMask, unsharp_tries, wiener_tries
+from pathorestore.pipelines.image_file import read_image_file
+from pathorestore.pipelines.raster import ImageFileError
+from pathorestore.pipelines.restorer import Progress, Restorer, silent
+
+DEGRADED, UNSHARP, WIENER, CLEAN = "degraded", "unsharp mask", "Wiener, PSF known", "clean"
+
+
+class Method(Protocol):
+    """Something that makes an image of a case."""
+
+    @property
+    def name(self) -> str:
+        """How it is called in tables."""
+        ...
+
+    @property
+    def identity(self) -> Any:
+        """What makes it what it is, JSON-able: an evaluation goes on only with the same."""
+        ...
+
+    def __call__(self, case: Case) -> Tensor:
+        """The image 1 3 h w in [0, 1], of the size of the clean one. Raises ImageFileError or OSError for files that cannot be used."""
+        ...
+
+
+@dataclass(frozen=True, kw_only=True)
+class Degraded:
+    """The degraded image as it is."""
+
+    name: str = DEGRADED
+    identity: str = "degraded"
+
+    def __call__(self, case: Case) -> Tensor:
+        """The degraded image."""
+        return _degraded(case)
+
+
+class RestoredFiles:
+    """The images of a folder, made by whatever, found by the names of the clean ones; suffixes may differ."""
+
+    def __init__(self, name: str, folder: Path, cases: Cases):
+        self.name, self.folder, self._cases = name, folder, cases
+        self.identity = str(folder.resolve())
+        self._files = named_files(folder)
+        wanted = {key.image for key in cases.keys}
+        if not wanted & set(self._files):
+            example, other = next(iter(self._files)), next(iter(sorted(wanted)))
+            raise PlanError(f"{folder}: no file has the name of a clean one ({example} here, {other} there); name restored files alike")
+
+    def __call__(self, case: Case) -> Tensor:
+        """Read the file of a case."""
+        path = self._files.get(case.key.image)
+        if path is None:
+            raise ImageFileError(f"{self.folder}: has no file named {case.key.image} (with any suffix)")
+        whole = read_image_file(path).image
+        image = self._cases.window(whole)
+        check_size(image, case.clean, path)
+        return image
+
+
+class Restored:
+    """A restorer at work. identity: of its weights and settings."""
+
+    def __init__(self, name: str, restorer: Restorer, *, identity: Any, seed: int = 0):
+        self.name, self.restorer, self.seed = name, restorer, seed
+        self.identity = identity
+
+    def __call__(self, case: Case) -> Tensor:
+        """Restore the degraded image."""
+        return self.restorer.restore(_degraded(case), seed=self.seed).cpu()
+
+
+class Sharpened:
+    """An unsharp mask for each distance from focus; one for all where distances are not known, under the name ""."""
+
+    def __init__(self, masks: Mapping[str, UnsharpMask]):
+        self.name, self.masks = UNSHARP, dict(masks)
+        self.identity = {z: str(mask) for z, mask in self.masks.items()}
+
+    def __call__(self, case: Case) -> Tensor:
+        """Sharpen the degraded image."""
+        return self.masks[_distance(case)](_degraded(case))
+
+
+class Deconvolved:
+    """A Wiener filter for each distance, told the optics that the simulator used."""
+
+    def __init__(self, filters: Mapping[str, KnownWiener]):
+        self.name, self.filters = WIENER, dict(filters)
+        self.identity = {z: str(one) for z, one in self.filters.items()}
+
+    def __call__(self, case: Case) -> Tensor:
+        """Deconvolve the simulated image."""
+        if case.simulated is None:
+            raise ValueError("the PSF is known of simulated images only; leave the Wiener filter out")
+        return self.filters[_distance(case)](case.simulated)
+
+
+def tune(cases: Cases, *, wiener: bool, progress: Progress = silent) -> dict[str, dict[str, Any]]:
+    """For each distance, the unsharp mask and, if wanted, the Wiener filter with the highest mean PSNR over the cases.
+
+    By method and distance, as the arguments of `UnsharpMask` and `KnownWiener`, JSON-able. Cases that cannot be read are left out.
+    """
+    totals: dict[tuple[str, str], dict[Any, list[float]]] = defaultdict(lambda: defaultdict(list))
+    for number, key in enumerate(cases.keys, start=1):
+        try:
+            case = cases.load(key)
+        except (ImageFileError, OSError):  # told when its turn comes
+            continue
+        degraded, z_um = _degraded(case), _distance(case)
+        for mask, image in unsharp_tries(degraded):
+            totals[UNSHARP, z_um][mask].append(psnr(image, case.clean).item())
+        if wiener and isinstance(cases, SimulatedDefocus) and case.simulated is not None:
+            for one, image in wiener_tries(case.simulated, from_scan=cases.setting.from_scan):
+                totals[WIENER, z_um][one].append(psnr(image, case.clean).item())
+        progress(number, len(cases.keys))
+    found: dict[str, dict[str, Any]] = {name: {} for name in ((UNSHARP, WIENER) if wiener else (UNSHARP,))}
+    for (method, z_um), tries in totals.items():
+        found[method][z_um] = vars(max(tries, key=lambda one: torch.tensor(tries[one], dtype=torch.float64).mean().item()))
+    return found
+
+
+def tuned_methods(found: Mapping[str, Mapping[str, Any]]) -> list[Method]:
+    """The methods that `tune` found."""
+    methods: list[Method] = [Sharpened({z: UnsharpMask(**one) for z, one in found[UNSHARP].items()})]
+    if WIENER in found:
+        methods.append(Deconvolved({z: KnownWiener(**one) for z, one in found[WIENER].items()}))
+    return methods
+
+
+def _degraded(case: Case) -> Tensor:
+    if case.degraded is None:
+        raise ImageFileError(f"{case.key.clean}: has no degraded partner")
+    return case.degraded
+
+
+def _distance(case: Case) -> str:
+    return "" if case.key.z_um is None or case.simulated is None else f"{case.key.z_um:g}"

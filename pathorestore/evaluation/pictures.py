@@ -1,0 +1,89 @@
+"""Pictures of some cases, as all methods show them, kept as PNG files until the report takes them in."""
+
+import hashlib
+import io
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+
+from torch import Tensor
+
+from pathorestore.atomic import write_atomic
+from pathorestore.evaluation.cases import CaseKey
+from pathorestore.evaluation.results import PictureSet, ScoreRow
+from pathorestore.image import to_uint8
+from pathorestore.pipelines.contact_sheet import busiest_corner
+
+PICTURES = "pictures"
+_SIDE_PX = 512
+
+
+class PictureShelf:
+    """A folder of pictures: of each case the busiest part of the clean image, at most side_px wide. cases: the names that are wanted."""
+
+    def __init__(self, folder: Path, cases: Iterable[str], *, side_px: int = _SIDE_PX):
+        self.folder, self.side_px = folder / PICTURES, side_px
+        self._wanted = set(cases)
+
+    def wants(self, case: str) -> bool:
+        """Whether pictures of a case are kept."""
+        return case in self._wanted
+
+    def keep(self, case: str, label: str, image: Tensor, clean: Tensor) -> None:
+        """Write the picture of a case under a label. image, clean: 1 3 h w of one size."""
+        from PIL import Image
+
+        top, left = busiest_corner(clean, self.side_px)
+        part = image[..., top : top + self.side_px, left : left + self.side_px]
+        out = io.BytesIO()
+        Image.fromarray(to_uint8(part)).save(out, "PNG")
+        write_atomic(self._path(case, label), out.getvalue())
+
+    def on_it(self, case: str, labels: Sequence[str]) -> dict[str, Path]:
+        """The pictures of a case that are there, by label, in the order of the labels."""
+        paths = {label: self._path(case, label) for label in labels}
+        return {label: path for label, path in paths.items() if path.is_file()}
+
+    def _path(self, case: str, label: str) -> Path:
+        # names of cases and methods are the user's, and may hold anything
+        digest = hashlib.sha256(f"{case}\0{label}".encode("utf-8", "surrogateescape")).hexdigest()
+        return self.folder / f"{digest[:24]}.png"
+
+
+def spread(keys: Sequence[CaseKey], count: int) -> list[str]:
+    """The names of `count` cases, evenly spread over all."""
+    count = min(count, len(keys))
+    return [keys[(2 * index + 1) * len(keys) // (2 * count)].name for index in range(count)]
+
+
+def extremes(rows: Iterable[ScoreRow], *, column: str, method: str, over: str) -> dict[str, str]:
+    """The cases in which a method is best and worst against another in a column, with the words for it; none where nothing is known."""
+    values: dict[str, dict[str, float]] = {}
+    for row in rows:
+        if row.method in (method, over) and column in row.scores:
+            values.setdefault(row.case, {})[row.method] = row.scores[column]
+    gains = {case: both[method] - both[over] for case, both in values.items() if len(both) == 2}
+    gains = {case: gain for case, gain in gains.items() if abs(gain) < float("inf")}
+    if len(gains) < 2:
+        return {}
+    low, high = min(gains, key=gains.__getitem__), max(gains, key=gains.__getitem__)
+    return {low: f"smallest gain of {method}: {gains[low]:+.2f} dB", high: f"largest gain of {method}: {gains[high]:+.2f} dB"}
+
+
+def picture_sets(
+    shelf: PictureShelf,
+    keys: Sequence[CaseKey],
+    why: dict[str, str],
+    labels: Sequence[str],
+    rows: Iterable[ScoreRow],
+    columns: Sequence[str],
+) -> list[PictureSet]:
+    """What the shelf holds of the cases named in `why`, with their scores in some columns."""
+    scores: dict[str, dict[str, dict[str, float]]] = {case: {} for case in why}
+    for row in rows:
+        if row.case in scores:
+            scores[row.case][row.method] = {name: row.scores[name] for name in columns if name in row.scores}
+    return [
+        PictureSet(case=key.name, z_um=key.z_um, why=why[key.name], pictures=pictures, scores=scores[key.name], pixel_um=key.mpp)
+        for key in keys
+        if key.name in why and len(pictures := shelf.on_it(key.name, labels)) > 1
+    ]

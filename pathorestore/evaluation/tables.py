@@ -1,0 +1,176 @@
+"""The tables of an evaluation: every row as CSV and Parquet, the summary as text for a terminal and as Markdown."""
+
+import csv
+import io
+import json
+import math
+from collections.abc import Sequence
+from pathlib import Path
+
+from pathorestore.atomic import write_atomic
+from pathorestore.evaluation.results import Column, Compared, ScoreRow, Summary
+from pathorestore.metrics.statistics import Interval
+from pathorestore.pipelines.report_text import aligned
+
+SCORES_CSV, SCORES_PARQUET, SUMMARY_JSON, TABLES_MD = "scores.csv", "scores.parquet", "summary.json", "tables.md"
+_FACTS = ("case", "image", "slide", "patient", "z_um", "method", "error")
+_DASH = "-"
+
+
+def write_tables(folder: Path, rows: Sequence[ScoreRow], summary: Summary) -> tuple[list[Path], tuple[str, ...]]:
+    """Write rows and summary into a folder; returns the files, and a sentence for each that could not be written."""
+    keys = [column.key for column in summary.columns]
+    table = [
+        [row.case, row.image, row.slide, row.patient, row.z_um, row.method, row.error, *(row.scores.get(key) for key in keys)]
+        for row in rows
+    ]
+    header = [*_FACTS, *keys]
+    write_atomic(folder / SCORES_CSV, _csv(header, table))
+    write_atomic(folder / SUMMARY_JSON, (json.dumps(summary.to_dict(), indent=1) + "\n").encode())
+    write_atomic(folder / TABLES_MD, markdown(summary).encode("utf-8", "backslashreplace"))
+    written = [folder / name for name in (SCORES_CSV, SUMMARY_JSON, TABLES_MD)]
+    data = _parquet(header, table)
+    if data is None:
+        return written, (f'{SCORES_PARQUET} needs pyarrow and is left out; install it with: pip install "pathorestore[parquet]"',)
+    write_atomic(folder / SCORES_PARQUET, data)
+    return [*written, folder / SCORES_PARQUET], ()
+
+
+def _csv(header: Sequence[str], table: Sequence[Sequence[object]]) -> bytes:
+    out = io.StringIO()
+    writer = csv.writer(out, lineterminator="\n", quoting=csv.QUOTE_MINIMAL)
+    writer.writerow(header)
+    for cells in table:
+        writer.writerow(["" if cell is None or cell != cell else cell for cell in cells])
+    return out.getvalue().encode("utf-8", "backslashreplace")
+
+
+def _parquet(header: Sequence[str], table: Sequence[Sequence[object]]) -> bytes | None:
+    try:
+        import pyarrow
+        from pyarrow import parquet
+    except ImportError:
+        return None
+    texts = set(_FACTS) - {"z_um"}
+    columns = {}
+    for at, name in enumerate(header):
+        values = [row[at] for row in table]
+        plain = [str(value).encode("utf-8", "backslashreplace").decode() for value in values] if name in texts else values
+        columns[name] = pyarrow.array(plain, type=pyarrow.string() if name in texts else pyarrow.float64())
+    out = io.BytesIO()
+    parquet.write_table(pyarrow.table(columns), out)
+    return out.getvalue()
+
+
+# --- text -----------------------------------------------------------------------------------------------------------------------------
+
+
+def terminal_text(summary: Summary) -> str:
+    """Means by method and column, and what is claimed of the reference."""
+    main = [one for one in summary.columns if one.better != "none" and not one.key.startswith(("intensity_", "texture_"))]
+    rows = [["", *_shown_methods(summary)]]
+    rows += [[_title(column), *(_mean(summary, column, method) for method in _shown_methods(summary))] for column in main]
+    lines = [f"{summary.cases} cases, {summary.groups} {summary.unit}s", aligned(rows, right=frozenset(range(1, len(rows[0]))))]
+    claims = [one for one in summary.comparisons if one.verdict and one.column in {column.key for column in main}]
+    for other in dict.fromkeys(one.other for one in claims):
+        for verdict in ("better", "worse"):
+            names = [_labels(summary)[one.column] for one in claims if one.other == other and one.verdict == verdict]
+            if names:
+                lines.append(f"{summary.reference} is {verdict} than {other} in {', '.join(names)} (Wilcoxon, Holm-adjusted p < 0.01)")
+    return "\n".join(lines)
+
+
+def markdown(summary: Summary) -> str:
+    """The same for a page: means with intervals, comparisons, and the first columns over the distance from focus."""
+    parts = [
+        f"# {_cell(summary.title)}",
+        f"{summary.cases} cases, {summary.groups} {summary.unit}s; intervals of 95 % over {summary.unit}s.",
+    ]
+    methods = _shown_methods(summary)
+    parts.append(
+        _grid(["", *methods], [[_title(column), *(_interval(summary, column, name) for name in methods)] for column in summary.columns])
+    )
+    if summary.comparisons:
+        header = ["metric", f"{summary.reference} against", "difference", "median", "p", "p, Holm", "wins", "verdict"]
+        parts += ["## Comparisons", _grid(header, [_compared(summary, one) for one in summary.comparisons])]
+    for column in summary.columns:
+        by_distance = _by_distance(summary, column)
+        if by_distance:
+            parts += [f"## {_title(column)} by distance from focus", by_distance]
+    return "\n\n".join(parts) + "\n"
+
+
+def _by_distance(summary: Summary, column: Column) -> str:
+    bins = [one for one in summary.bins if one.column == column.key]
+    places = sorted({(one.low_um, one.high_um) for one in bins})
+    if not places or column.better == "none":
+        return ""
+    cells = {(one.low_um, one.method): one.interval for one in bins}
+    nothing = Interval(math.nan, math.nan, math.nan)
+    rows = [[_place(*place), *(_digits(column, cells.get((place[0], name), nothing).mean) for name in summary.methods)] for place in places]
+    return _grid(["z", *summary.methods], [*rows, ["all", *(_mean(summary, column, name) for name in summary.methods)]])
+
+
+def _place(low: float, high: float) -> str:
+    return f"{low:g} um" if low == high else f"{low:g} to {high:g} um"
+
+
+def _compared(summary: Summary, one: Compared) -> list[str]:
+    column = next(column for column in summary.columns if column.key == one.column)
+    numbers = [_digits(column, value, sign="+") for value in (one.difference.mean, one.difference.low, one.difference.high)]
+    p, p_holm = (_DASH if math.isnan(value) else "< 0.001" if value < 0.001 else f"{value:.3f}" for value in (one.p, one.p_holm))
+    told = one.verdict or one.reason or "no claim"
+    difference = f"{numbers[0]} [{numbers[1]}, {numbers[2]}]"
+    return [
+        _title(column),
+        one.other,
+        difference,
+        _digits(column, one.median_difference, sign="+"),
+        p,
+        p_holm,
+        f"{one.wins}/{one.images}",
+        told,
+    ]
+
+
+def _shown_methods(summary: Summary) -> list[str]:
+    return list(dict.fromkeys([*summary.methods, *(score.method for score in summary.scores)]))
+
+
+def _mean(summary: Summary, column: Column, method: str) -> str:
+    found = [score for score in summary.scores if (score.column, score.method) == (column.key, method)]
+    return _digits(column, found[0].interval.mean) if found else _DASH
+
+
+def _interval(summary: Summary, column: Column, method: str) -> str:
+    found = [score for score in summary.scores if (score.column, score.method) == (column.key, method)]
+    if not found:
+        return _DASH
+    mean, low, high = (_digits(column, number) for number in found[0].interval)
+    return f"{mean} [{low}, {high}]"
+
+
+def _digits(column: Column, number: float, *, sign: str = "") -> str:
+    if math.isnan(number):
+        return _DASH
+    if column.unit == "dB":
+        return f"{number:{sign}.2f}"
+    return f"{number:{sign}.4g}"
+
+
+def _title(column: Column) -> str:
+    return f"{column.label}, {column.unit}" if column.unit else column.label
+
+
+def _labels(summary: Summary) -> dict[str, str]:
+    return {column.key: column.label for column in summary.columns}
+
+
+def _grid(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    lines = [header, ["---"] * len(header), *rows]
+    return "\n".join(f"| {' | '.join(map(_cell, line))} |" for line in lines)
+
+
+def _cell(text: str) -> str:
+    """Text that is no markup and stays in its cell."""
+    return " ".join(text.split()).replace("\\", "\\\\").replace("|", "\\|").replace("<", "&lt;")
