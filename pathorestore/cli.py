@@ -59,7 +59,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     except Exception as error:
         if "--verbose" in words:
             traceback.print_exc()
-        return _report(error, one_by_one=words[0] not in ("restore", "data"))
+        return _report(error, one_by_one=words[0] not in ("restore", "data", "evaluate"))
 
 
 def _run(words: list[str]) -> int:

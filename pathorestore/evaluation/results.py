@@ -7,6 +7,7 @@ from typing import Any, Literal
 
 from pathorestore.metrics.statistics import Interval
 
+UNKNOWN = Interval(math.nan, math.nan, math.nan)
 Better = Literal["higher", "lower", "zero", "none"]
 
 
@@ -50,7 +51,10 @@ class ScoreRow:
 
 @dataclass(frozen=True, kw_only=True)
 class Score:
-    """A column of one method: mean with its bootstrap interval over groups, median over images, images with and without the number."""
+    """A column of one method: mean with its bootstrap interval over groups, median over images, images with and without the number.
+
+    gain: the same minus the first method's, over the images that have both; NaN of the first method itself.
+    """
 
     column: str
     method: str
@@ -58,6 +62,7 @@ class Score:
     median: float
     images: int
     without: int
+    gain: Interval = UNKNOWN
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -88,7 +93,10 @@ class Compared:
 
 @dataclass(frozen=True, kw_only=True)
 class Bin:
-    """Mean of a column over the images of one method whose distance from focus lies in [low_um, high_um)."""
+    """Mean of a column over the images of one method whose distance from focus lies in [low_um, high_um), or is that if both are one.
+
+    gain: as of `Score`.
+    """
 
     column: str
     method: str
@@ -96,6 +104,7 @@ class Bin:
     high_um: float
     interval: Interval
     images: int
+    gain: Interval = UNKNOWN
 
 
 @dataclass(frozen=True, kw_only=True)

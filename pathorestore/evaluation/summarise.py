@@ -11,7 +11,7 @@ import torch
 
 from pathorestore.evaluation.measures import Agreeing, Features
 from pathorestore.evaluation.methods import CLEAN
-from pathorestore.evaluation.results import Agreement, Bin, Column, Compared, RiskCurve, Score, ScoreRow, Summary
+from pathorestore.evaluation.results import UNKNOWN, Agreement, Bin, Column, Compared, RiskCurve, Score, ScoreRow, Summary
 from pathorestore.metrics.agreement import bland_altman
 from pathorestore.metrics.comparison import Verdict, judge, paired_test
 from pathorestore.metrics.frechet import INDICATIVE_BELOW, frechet_distance
@@ -81,7 +81,9 @@ def summarise(rows: Iterable[ScoreRow], question: Question) -> Summary:
         cases=len(table.cases),
         unit=table.unit,
         groups=len({table.group(case) for case in table.cases}),
-        scores=tuple(score for column in question.columns for method in shown if (score := _score(table, column, method)) is not None),
+        scores=tuple(
+            score for column in question.columns for method in shown if (score := _score(table, column, method, shown[0])) is not None
+        ),
         comparisons=tuple(_comparisons(table, question)),
         bins=tuple(_bins(table, question)),
         agreements=tuple(_agreements(table, question)),
@@ -104,7 +106,7 @@ def _unit(rows: Sequence[ScoreRow], grouping: Grouping) -> Unit:
     return grouping
 
 
-def _score(table: _Table, column: Column, method: str) -> Score | None:
+def _score(table: _Table, column: Column, method: str, first: str) -> Score | None:
     values, groups = table.values(method, column.key)
     known = torch.tensor([value for value in values if not math.isnan(value)], dtype=torch.float64)
     if not len(known):
@@ -112,8 +114,22 @@ def _score(table: _Table, column: Column, method: str) -> Score | None:
     interval = bootstrap_interval(values, groups, draws=_DRAWS)
     ran = sum((case, method) in table.of for case in table.cases)
     return Score(
-        column=column.key, method=method, interval=interval, median=known.median().item(), images=len(known), without=ran - len(known)
+        column=column.key,
+        method=method,
+        interval=interval,
+        median=known.quantile(0.5).item(),
+        images=len(known),
+        without=ran - len(known),
+        gain=_gain(table, column, method, first, table.cases),
     )
+
+
+def _gain(table: _Table, column: Column, method: str, first: str, cases: Sequence[str]) -> Interval:
+    """What a method has more than the first, over the cases that have both."""
+    if method == first:
+        return UNKNOWN
+    mine, groups = table.values(method, column.key, cases)
+    return _difference(mine, table.values(first, column.key, cases)[0], groups)
 
 
 def _comparisons(table: _Table, question: Question) -> list[Compared]:
@@ -174,7 +190,9 @@ def _bins(table: _Table, question: Question) -> list[Bin]:
                 there = sum(not math.isnan(value) for value in values)
                 if there:
                     interval = bootstrap_interval(values, groups, draws=_DRAWS)
-                    found.append(Bin(column=column.key, method=method, low_um=low, high_um=high, interval=interval, images=there))
+                    gain = _gain(table, column, method, question.methods[0], inside)
+                    one = Bin(column=column.key, method=method, low_um=low, high_um=high, interval=interval, images=there, gain=gain)
+                    found.append(one)
     return found
 
 

@@ -8,8 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from pathorestore.atomic import write_atomic
-from pathorestore.evaluation.results import Column, Compared, ScoreRow, Summary
-from pathorestore.metrics.statistics import Interval
+from pathorestore.evaluation.results import Bin, Column, Compared, Score, ScoreRow, Summary
 from pathorestore.pipelines.report_text import aligned
 
 SCORES_CSV, SCORES_PARQUET, SUMMARY_JSON, TABLES_MD = "scores.csv", "scores.parquet", "summary.json", "tables.md"
@@ -101,14 +100,24 @@ def markdown(summary: Summary) -> str:
 
 
 def _by_distance(summary: Summary, column: Column) -> str:
-    bins = [one for one in summary.bins if one.column == column.key]
-    places = sorted({(one.low_um, one.high_um) for one in bins})
+    """Means of the methods at each distance, and what they gain over the first with the interval of that."""
+    bins = {(one.low_um, one.method): one for one in summary.bins if one.column == column.key}
+    places = sorted({(one.low_um, one.high_um) for one in bins.values()})
     if not places or column.better == "none":
         return ""
-    cells = {(one.low_um, one.method): one.interval for one in bins}
-    nothing = Interval(math.nan, math.nan, math.nan)
-    rows = [[_place(*place), *(_digits(column, cells.get((place[0], name), nothing).mean) for name in summary.methods)] for place in places]
-    return _grid(["z", *summary.methods], [*rows, ["all", *(_mean(summary, column, name) for name in summary.methods)]])
+    overall = {score.method: score for score in summary.scores if score.column == column.key}
+    rows = [[_place(*place), *(_with_gain(column, bins.get((place[0], name))) for name in summary.methods)] for place in places]
+    return _grid(["z", *summary.methods], [*rows, ["all", *(_with_gain(column, overall.get(name)) for name in summary.methods)]])
+
+
+def _with_gain(column: Column, found: Bin | Score | None) -> str:
+    if found is None:
+        return _DASH
+    mean = _digits(column, found.interval.mean)
+    if math.isnan(found.gain.mean):
+        return mean
+    gain, low, high = (_digits(column, number, sign="+") for number in found.gain)
+    return f"{mean} ({gain} [{low}, {high}])"
 
 
 def _place(low: float, high: float) -> str:

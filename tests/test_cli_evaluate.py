@@ -1,0 +1,194 @@
+"""`pathorestore evaluate`, from the command line to the files."""
+
+import csv
+import json
+import subprocess
+import sys
+from html.parser import HTMLParser
+
+import numpy as np
+import pytest
+from tissue_files import save, tissue
+
+from pathorestore.cli import main
+
+HOSTILE = "<script>alert(1)<script>"
+FEW = ("--metrics", "psnr", "ssim", "nuclei_objects", "--pictures", "2", "-q")
+
+
+@pytest.fixture
+def folders(tmp_path):
+    """Twelve clean tiles, their degraded selves, and two folders of restored ones, one better than the other."""
+    for seed in range(12):
+        clean = tissue(seed, 96, 96).astype(float)
+        name = f"{HOSTILE if seed == 0 else 'tile'}{seed}.png"
+        rng = np.random.default_rng(seed)
+        noise = rng.normal(0, 1, clean.shape)
+        for folder, deviation in (("clean", 0), ("degraded", 20), ("worse", 12), ("better", 4)):
+            save(tmp_path / folder / name, np.clip(clean + deviation * noise, 0, 255).astype(np.uint8))
+    return tmp_path
+
+
+def run(folders, *words, out="out"):
+    places = ("--clean", str(folders / "clean"), "--degraded", str(folders / "degraded"), "-o", str(folders / out))
+    return main(["evaluate", *places, *words])
+
+
+def both(folders):
+    return "--restored", f"worse={folders / 'worse'}", "--restored", f"better={folders / 'better'}"
+
+
+def rows_in(folder):
+    with (folder / "scores.csv").open(newline="", encoding="utf-8") as stream:
+        return list(csv.DictReader(stream))
+
+
+def test_several_restored_folders_are_compared_in_one_report(folders, capsys):
+    assert run(folders, *both(folders), *FEW, "--json") == 0
+    summary = json.loads(capsys.readouterr().out)
+    assert summary["methods"] == ["degraded", "worse", "better"]
+    claims = {one["other"]: one["verdict"] for one in summary["comparisons"] if one["column"] == "psnr_db"}
+    assert claims == {"degraded": "better", "worse": "better"}
+    assert len(rows_in(folders / "out")) == 36
+    assert {path.name for path in (folders / "out").iterdir()} >= {
+        "report.html",
+        "scores.csv",
+        "scores.parquet",
+        "summary.json",
+        "tables.md",
+    }
+
+
+class Tags(HTMLParser):
+    """The tags of a page, and how often each occurs."""
+
+    def __init__(self):
+        super().__init__()
+        self.seen = []
+
+    def handle_starttag(self, tag, attrs):
+        self.seen.append(tag)
+
+
+def test_a_file_called_script_does_not_become_one(folders):
+    assert run(folders, *both(folders), *FEW) == 0
+    page = (folders / "out" / "report.html").read_text(encoding="utf-8")
+    for seed in (0,):
+        for folder in ("clean", "degraded", "worse", "better"):
+            (folders / folder / f"{HOSTILE}{seed}.png").rename(folders / folder / f"plain{seed}.png")
+    assert run(folders, *both(folders), *FEW, out="plain") == 0
+    tags = []
+    for text in (page, (folders / "plain" / "report.html").read_text(encoding="utf-8")):
+        parser = Tags()
+        parser.feed(text)
+        tags.append(parser.seen)
+    assert tags[0] == tags[1]
+    assert HOSTILE not in page
+
+
+def test_the_same_command_measures_nothing_twice(folders, monkeypatch):
+    assert run(folders, *both(folders), *FEW) == 0
+    before = (folders / "out" / "scores.csv").read_bytes()
+    monkeypatch.setattr("pathorestore.metrics.fidelity.psnr", lambda *_: pytest.fail("measured again"))
+    assert run(folders, *both(folders), *FEW) == 0
+    assert (folders / "out" / "scores.csv").read_bytes() == before
+
+
+def test_another_command_on_the_same_folder_is_refused_until_it_may_overwrite(folders, capsys):
+    assert run(folders, *both(folders), *FEW) == 0
+    assert run(folders, *both(folders), *FEW, "--crop", "64") == 2
+    assert "crop_px was 0, is 64" in capsys.readouterr().err
+    assert run(folders, *both(folders), *FEW, "--crop", "64", "--overwrite") == 0
+
+
+def test_a_folder_of_something_else_is_left_alone(folders, capsys):
+    save(folders / "out" / "precious.png", tissue(0))
+    assert run(folders, *both(folders), *FEW) == 2
+    assert "holds files of something else" in capsys.readouterr().err
+    assert [path.name for path in (folders / "out").iterdir()] == ["precious.png"]
+
+
+def test_one_bad_file_is_told_and_the_others_are_judged(folders, capsys):
+    (folders / "worse" / "tile5.png").write_bytes(b"broken")
+    (folders / "better" / "tile6.png").unlink()
+    assert run(folders, *both(folders), *FEW) == 1
+    told = capsys.readouterr().err
+    assert "tile5.png, worse: " in told
+    assert "tile6.png, better: " in told
+    rows = rows_in(folders / "out")
+    assert len(rows) == 36
+    assert sum(bool(row["error"]) for row in rows) == 2
+    assert main(["evaluate", "--help"]) == 0
+
+
+def test_simulated_defocus_is_evaluated_with_tuned_baselines(folders):
+    words = ("--simulate", "0.8", "2.4", "--limit", "2", "--baseline", "degraded", "unsharp", "wiener", "--reference", "Wiener, PSF known")
+    assert main(["evaluate", "--clean", str(folders / "clean"), "-o", str(folders / "out"), *words, *FEW]) == 0
+    summary = json.loads((folders / "out" / "summary.json").read_text())
+    psnr = {one["method"]: one["interval"]["mean"] for one in summary["scores"] if one["column"] == "psnr_db"}
+    assert psnr["degraded"] < psnr["unsharp mask"] < psnr["Wiener, PSF known"]
+    assert {(one["low_um"], one["high_um"]) for one in summary["bins"]} == {(0.8, 0.8), (2.4, 2.4)}
+
+
+def test_a_model_is_run_on_degraded_images(folders):
+    assert run(folders, "--coarse", "coarse=default", *FEW, "--limit", "1", "--tile", "128") == 0
+    (_, row) = rows_in(folders / "out")
+    assert row["method"] == "coarse"
+    assert float(row["psnr_db"]) > 10
+    run_facts = json.loads((folders / "out" / "summary.json").read_text())["run"]
+    assert run_facts["methods"]["coarse"]["model"] == "mop-tiny"
+
+
+@pytest.mark.parametrize(
+    ("words", "told"),
+    [
+        (("--metrics", "beauty"), "'beauty' is no metric; expected some of psnr"),
+        (("--restored", "worse"), "must be NAME=VALUE"),
+        (("--restored", "degraded=."), "named twice"),
+        (("--reference", "best"), "is none of the methods"),
+        (("--baseline", "wiener"), "add --simulate or leave it out"),
+        (("--segmenter", "magic"), "expected watershed"),
+        (("--segmenter", "precomputed=nowhere", "--metrics", "nuclei"), "none of the chosen metrics"),
+        (("--simulate", "1.0"), "--degraded belongs to --clean"),
+        (("--level", "patch", "--patch", "3"), "at least 16 px"),
+        (("--limit", "0"), "--limit 0 must be at least 1"),
+        (("--facts", "nowhere.csv"), "nowhere.csv"),
+    ],
+)
+def test_wishes_that_do_not_fit_are_told_in_one_line(folders, capsys, monkeypatch, words, told):
+    monkeypatch.chdir(folders / "degraded")
+    given = [word for word in FEW if "--metrics" not in words or word not in ("--metrics", "psnr", "ssim", "nuclei_objects")]
+    assert run(folders, *given, *words) == 2
+    lines = capsys.readouterr().err.splitlines()
+    assert len(lines) == 1
+    assert told in lines[0]
+    assert not (folders / "out" / "report.html").exists()
+
+
+def test_nothing_named_is_told():
+    assert main(["evaluate", "-o", "out"]) == 2
+
+
+SCALE = """
+import resource, sys
+from pathorestore.cli import main
+code = main(["evaluate", "--clean", sys.argv[1], "--degraded", sys.argv[2], "--metrics", "psnr", "ssim", "gmsd", "-o", sys.argv[3],
+             "--limit", sys.argv[4], "-q", "--pictures", "4"])
+print(code, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024)
+"""
+
+
+@pytest.mark.slow
+def test_a_thousand_pairs_need_no_more_memory_than_a_hundred(tmp_path):
+    for number in range(1000):
+        pixels = tissue(number % 7, 256, 256)
+        save(tmp_path / "clean" / f"{number:04}.png", pixels)
+        save(tmp_path / "degraded" / f"{number:04}.png", pixels // 2)
+    peaks = []
+    for count in (100, 1000):
+        words = [sys.executable, "-c", SCALE, str(tmp_path / "clean"), str(tmp_path / "degraded"), str(tmp_path / f"o{count}"), str(count)]
+        code, peak = map(int, subprocess.run(words, capture_output=True, text=True, check=True).stdout.split()[-2:])
+        assert code == 0
+        peaks.append(peak)
+    print(f"peak MiB: {peaks}")
+    assert peaks[1] - peaks[0] < 60

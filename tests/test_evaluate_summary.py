@@ -1,0 +1,182 @@
+"""What rows come to: means over slides, claims and their limits, curves, agreement, risk, tables."""
+
+import csv
+import json
+import math
+
+import numpy as np
+import pytest
+import torch
+from scipy.stats import wilcoxon
+
+from pathorestore.evaluation.measures import AGREEING, Features
+from pathorestore.evaluation.methods import CLEAN
+from pathorestore.evaluation.results import Column, ScoreRow
+from pathorestore.evaluation.summarise import Question, summarise
+from pathorestore.evaluation.tables import markdown, terminal_text, write_tables
+from pathorestore.metrics.statistics import bootstrap_interval, paired_interval
+
+HIGHER, LOWER = Column(key="up", label="Up", unit="dB"), Column(key="down", label="Down", better="lower")
+
+
+def made_up(seed=0, images=24, slides=12):
+    """Rows of three methods; `good` is better than `base` everywhere, `same` equals it."""
+    rng = np.random.default_rng(seed)
+    rows = []
+    for number in range(images):
+        base = rng.normal(20, 2)
+        for method, up, down in (("base", base, 5.0), ("same", base, 5.0), ("good", base + rng.uniform(0.5, 1.5), rng.uniform(3, 4.5))):
+            z = (0.8, 2.4)[number % 2]
+            one = {"up": up, "down": down}
+            rows.append(ScoreRow(case=f"c{number}", method=method, image=f"i{number}", slide=f"s{number % slides}", z_um=z, scores=one))
+    return rows
+
+
+def question(**changes):
+    return Question(**{"title": "t", "methods": ("base", "same", "good"), "reference": "good", "columns": (HIGHER, LOWER)} | changes)
+
+
+def test_means_and_intervals_are_those_of_the_bootstrap_over_slides():
+    rows = made_up()
+    summary = summarise(rows, question())
+    values = [row.scores["up"] for row in rows if row.method == "good"]
+    others = [row.scores["up"] for row in rows if row.method == "base"]
+    groups = [row.slide for row in rows if row.method == "good"]
+    score = next(score for score in summary.scores if (score.column, score.method) == ("up", "good"))
+    assert score.interval == pytest.approx(bootstrap_interval(values, groups))
+    assert score.gain == pytest.approx(paired_interval(values, others, groups))
+    assert (summary.unit, summary.groups, summary.cases) == ("slide", 12, 24)
+
+
+def test_a_method_that_is_better_everywhere_is_called_so_and_an_equal_one_is_not():
+    summary = summarise(made_up(), question())
+    claims = {(one.column, one.other): one for one in summary.comparisons}
+    assert all(one.verdict == "better" and one.wins == one.images == 24 for one in claims.values())
+    behind = summarise(made_up(), question(reference="base"))
+    told = {(one.column, one.other): (one.verdict, one.reason) for one in behind.comparisons}
+    assert told["up", "good"] == told["down", "good"] == ("worse", "")
+    assert told["up", "same"] == ("", "no pair differs")
+
+
+def test_p_values_are_wilcoxons_over_slide_means_and_holm_multiplies_them_up():
+    rows = made_up(images=40, slides=20)
+    summary = summarise(rows, question(columns=(HIGHER,)))
+    of = {method: np.array([row.scores["up"] for row in rows if row.method == method]) for method in ("base", "good")}
+    means = {method: values.reshape(2, 20).mean(axis=0) for method, values in of.items()}
+    (first, second) = summary.comparisons
+    assert first.p == pytest.approx(wilcoxon(means["good"] - means["base"]).pvalue)
+    assert (first.n, first.unit) == (20, "slide")
+    assert first.p_holm == pytest.approx(2 * first.p) == pytest.approx(second.p_holm)
+
+
+def test_few_pairs_allow_no_claim():
+    summary = summarise(made_up(images=8, slides=4), question())
+    assert {one.verdict for one in summary.comparisons} == {""}
+    assert all("fewer than 10" in one.reason and math.isnan(one.p_holm) for one in summary.comparisons)
+
+
+def test_columns_that_judge_nothing_are_not_tested():
+    described = Column(key="up", label="Up", better="none")
+    assert summarise(made_up(), question(columns=(described,))).comparisons == ()
+
+
+def test_images_of_one_field_count_as_one_where_nothing_else_is_known():
+    rows = [ScoreRow(case=f"c{n}", method="m", image=f"i{n // 4}", scores={"up": float(n)}) for n in range(40)]
+    summary = summarise(rows, question(methods=("m",), reference="m", columns=(HIGHER,)))
+    assert (summary.unit, summary.groups, summary.cases) == ("image", 10, 40)
+    with pytest.raises(ValueError, match="--group slide: not every image has a slide"):
+        summarise(rows, question(methods=("m",), reference="m", grouping="slide"))
+
+
+def test_missing_numbers_are_left_out_and_counted_and_failures_are_listed():
+    rows = made_up()
+    rows[2] = ScoreRow(case="c0", method="good", slide="s0", z_um=0.8, error="no such file")
+    rows[5] = ScoreRow(case="c1", method="good", slide="s1", z_um=2.4, scores={"up": math.nan, "down": 3.0}, notes={"m": "too small"})
+    summary = summarise(rows, question())
+    score = next(score for score in summary.scores if (score.column, score.method) == ("up", "good"))
+    assert (score.images, score.without) == (22, 1)
+    assert summary.failures == (("c0", "good", "no such file"),)
+    assert summary.left_out == {"m, 1 times": "too small"}
+    assert next(one for one in summary.comparisons if (one.column, one.other) == ("up", "base")).images == 22
+
+
+def test_scores_over_defocus_are_means_at_each_distance():
+    rows = made_up()
+    summary = summarise(rows, question())
+    for one in summary.bins:
+        values = [row.scores[one.column] for row in rows if row.method == one.method and row.z_um == one.low_um]
+        assert one.low_um == one.high_um
+        assert one.interval.mean == pytest.approx(np.mean(values))
+    assert len(summary.bins) == 2 * 3 * 2
+
+
+def test_many_distances_are_put_in_bins_that_hold_every_image_once():
+    distances = np.linspace(-7, 7, 61)
+    rows = [ScoreRow(case=str(z), method="m", image=str(z), z_um=float(z), scores={"up": abs(z)}) for z in distances]
+    summary = summarise(rows, question(methods=("m",), reference="m", columns=(HIGHER,)))
+    assert sum(one.images for one in summary.bins) == 61
+    assert all(one.low_um <= one.interval.mean < one.high_um for one in summary.bins)
+
+
+def test_agreement_is_that_of_the_same_images():
+    (count, _) = AGREEING
+    rows = [ScoreRow(case=str(n), method="m", scores={count.column: 10.0 + n + (-1) ** n, count.clean_column: 10.0 + n}) for n in range(20)]
+    (found,) = summarise(rows, question(methods=("m",), reference="m", columns=(), agreeing=(count,))).agreements
+    assert found.bias == pytest.approx(0, abs=1e-12)
+    assert found.upper == pytest.approx(1.96 * math.sqrt(20 / 19))
+    assert len(found.points) == 20
+
+
+def test_a_risk_that_knows_the_error_has_the_oracles_curve():
+    errors = np.random.default_rng(0).exponential(size=200)
+    rows = [ScoreRow(case=str(n), method="m", scores={}, risk=tuple((e, e) for e in errors[n * 50 : n * 50 + 50])) for n in range(4)]
+    (curve,) = summarise(rows, question(methods=("m",), reference="m", columns=())).risk
+    assert curve.error == pytest.approx(curve.oracle)
+    assert (curve.spearman, curve.images) == (pytest.approx(1), 4)
+    assert curve.mean_error == pytest.approx(errors.mean()) == pytest.approx(curve.error[-1])
+
+
+def test_images_equal_to_the_clean_ones_have_no_distance_as_a_set():
+    rng = np.random.default_rng(0)
+    features = Features(name="f", label="Frechet", of=torch.flatten)
+    vectors = [tuple(rng.normal(size=4)) for _ in range(12)]
+    rows = [ScoreRow(case=str(n), method=CLEAN, features=one) for n, one in enumerate(vectors)]
+    rows += [ScoreRow(case=str(n), method="m", features=one) for n, one in enumerate(vectors)]
+    ((label, method, value, note),) = summarise(rows, question(methods=("m",), reference="m", columns=(), features=features)).set_scores
+    assert (label, method, note) == ("Frechet", "m", "12 images, indicative: fewer than 2048")
+    assert value == pytest.approx(0, abs=1e-6)
+
+
+def test_a_reference_that_is_no_method_is_refused():
+    with pytest.raises(ValueError, match="--reference 'x' is none of the methods base, same, good"):
+        summarise(made_up(), question(reference="x"))
+
+
+def test_tables_hold_every_row_and_are_read_by_others(tmp_path):
+    pyarrow = pytest.importorskip("pyarrow.parquet")
+    rows = [*made_up(), ScoreRow(case='=1+1,"\n<b>|', method="base", error="bad\nfile", image="\udcff")]
+    summary = summarise(rows, question(grouping="image"))
+    files, notes = write_tables(tmp_path, rows, summary)
+    assert ([file.name for file in files], notes) == (["scores.csv", "summary.json", "tables.md", "scores.parquet"], ())
+    with (tmp_path / "scores.csv").open(newline="", encoding="utf-8") as stream:
+        table = list(csv.DictReader(stream))
+    assert [float(row["up"]) for row in table[:-1]] == [row.scores["up"] for row in made_up()]
+    assert (table[-1]["case"], table[-1]["error"], table[-1]["up"]) == ('=1+1,"\n<b>|', "bad\nfile", "")
+    columns = pyarrow.read_table(tmp_path / "scores.parquet").to_pydict()
+    assert columns["up"] == [*(row.scores["up"] for row in made_up()), None]
+    plain = json.loads((tmp_path / "summary.json").read_text())
+    assert plain["scores"][0]["interval"]["mean"] == summary.scores[0].interval.mean
+    assert plain["scores"][0]["gain"]["mean"] is None
+
+
+def test_text_names_what_is_claimed_and_escapes_what_users_named():
+    rows = [ScoreRow(**vars(row) | {"method": "a|<b>" if row.method == "base" else row.method}) for row in made_up()]
+    summary = summarise(rows, question(methods=("a|<b>", "same", "good")))
+    text = terminal_text(summary)
+    assert "good is better than same in Up, Down (Wilcoxon, Holm-adjusted p < 0.01)" in text
+    page = markdown(summary)
+    assert "<b>" not in page
+    assert "a\\|&lt;b>" in page
+    grid = [line for line in page.splitlines() if line.startswith("| 0.8 um")]
+    assert len(grid) == 2
+    assert all(len(line.replace("\\|", "").split("|")) == 6 for line in grid)
