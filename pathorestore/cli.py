@@ -15,11 +15,13 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from pathorestore.cli_classify import fill_classify, run_classify
 from pathorestore.cli_data import fill_data, run_data
 from pathorestore.cli_evaluate import fill_evaluate, run_evaluate
 from pathorestore.cli_fuse import fill_fuse, stacks_to_fuse
 from pathorestore.cli_jobs import batch_on, fill_engine, fill_jobs, run_jobs
 from pathorestore.cli_options import fill_batch, fill_demo, fill_info, fill_simulate
+from pathorestore.cli_qc import files_to_judge, fill_qc
 from pathorestore.cli_restore import RestoreElsewhere, StopSignal, estimates, files_to_restore, fill_restore
 from pathorestore.cli_training import fill_ablate, fill_export, run_ablate, run_export
 from pathorestore.cli_view import fill_view, run_view
@@ -59,7 +61,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     except Exception as error:
         if "--verbose" in words:
             traceback.print_exc()
-        return _report(error, one_by_one=words[0] not in ("restore", "data", "evaluate"))
+        return _report(error, one_by_one=words[0] not in ("restore", "data", "evaluate", "qc"))
 
 
 def _run(words: list[str]) -> int:
@@ -185,8 +187,17 @@ def _fuse(arguments: "Namespace") -> int:
     return _batch(jobs, work, arguments, run=run_batch, done="fused")
 
 
+def _qc(arguments: "Namespace") -> int:
+    jobs, work = files_to_judge(arguments, _bar("tile", quiet=arguments.quiet))
+    return _batch(jobs, work, arguments, run=work.run, done="judged")
+
+
 def _data(arguments: "Namespace") -> int:
     return run_data(arguments, _bar("row", quiet=False))
+
+
+def _classify(arguments: "Namespace") -> int:
+    return run_classify(arguments, _bar("image", quiet=arguments.quiet), _error)
 
 
 def _view(arguments: "Namespace") -> int:
@@ -208,9 +219,11 @@ _COMMANDS: dict[str, Callable[["Namespace"], int]] = {
     "data": _data,
     "fuse": _fuse,
     "ablate": run_ablate,
+    "classify": _classify,
     "view": _view,
     "jobs": run_jobs,
     "evaluate": _evaluate,
+    "qc": _qc,
 }
 # LightningCLI parses these itself
 _TRAINING = {
@@ -292,7 +305,7 @@ def _termination_as_interruption() -> Iterator[None]:
 
 def _plain(message: str) -> str:
     """An error of the argument parser in the words of the command line, on one line."""
-    commands = r"\b(?:restore|demo|info|simulate|fuse|ablate|view|jobs|evaluate|data\.make|data\.check)\.(\w+)"
+    commands = r"\b(?:restore|demo|info|simulate|fuse|ablate|classify|view|jobs|evaluate|qc|data\.make|data\.check)\.(\w+)"
     message = re.sub(commands, lambda match: _PLACES.get(match[1], f"--{match[1]}"), message)
     message = re.sub(r'Parser key "(\w+)"(?: element (\d+))?:', lambda match: f"--{match[1].replace('_', '-')}:", message)
     message = re.sub(r"<class '(\w+)'>", r"\1", message)
@@ -331,6 +344,11 @@ def _fill_fuse(command: "ArgumentParser") -> None:
     fill_batch(command)
 
 
+def _fill_qc(command: "ArgumentParser") -> None:
+    fill_qc(command)
+    fill_batch(command, max_pixels=None)
+
+
 _FILLERS: dict[str, tuple[Callable[["ArgumentParser"], None], str]] = {
     "restore": (_fill_restore, "restore images and slides"),
     "demo": (fill_demo, "defocus a real histology image, restore it, print figures, draw a picture"),
@@ -340,7 +358,9 @@ _FILLERS: dict[str, tuple[Callable[["ArgumentParser"], None], str]] = {
     "data": (fill_data, "make and check the manifest that training reads"),
     "fuse": (_fill_fuse, "make one all-in-focus image of each focal stack"),
     "ablate": (fill_ablate, "train the variants of one of the paper's comparisons and tabulate them"),
+    "qc": (_fill_qc, "judge the focus of images and slides: fine, restore or rescan"),
     "evaluate": (fill_evaluate, "judge restored images and models: scores, tests, one report"),
+    "classify": (fill_classify, "show one classifier several versions of labelled images: AUC, accuracy and more, with intervals"),
     "view": (fill_view, "look at a slide or image in a browser: before/after slider, layers, provenance"),
     "jobs": (fill_jobs, "how the files of an output folder stand, whichever machines work at them"),
 }
