@@ -19,6 +19,7 @@ from pathorestore.cli_classify import fill_classify, run_classify
 from pathorestore.cli_data import fill_data, run_data
 from pathorestore.cli_evaluate import fill_evaluate, run_evaluate
 from pathorestore.cli_fuse import fill_fuse, stacks_to_fuse
+from pathorestore.cli_iqa_fit import fill_iqa_fit, run_iqa_fit
 from pathorestore.cli_jobs import batch_on, fill_engine, fill_jobs, run_jobs
 from pathorestore.cli_options import fill_batch, fill_demo, fill_info, fill_simulate
 from pathorestore.cli_qc import files_to_judge, fill_qc
@@ -192,6 +193,10 @@ def _qc(arguments: "Namespace") -> int:
     return _batch(jobs, work, arguments, run=work.run, done="judged")
 
 
+def _iqa_fit(arguments: "Namespace") -> int:
+    return run_iqa_fit(arguments, _bar("image", quiet=arguments.quiet))
+
+
 def _data(arguments: "Namespace") -> int:
     return run_data(arguments, _bar("row", quiet=False))
 
@@ -224,6 +229,7 @@ _COMMANDS: dict[str, Callable[["Namespace"], int]] = {
     "jobs": run_jobs,
     "evaluate": _evaluate,
     "qc": _qc,
+    "iqa-fit": _iqa_fit,
 }
 # LightningCLI parses these itself
 _TRAINING = {
@@ -359,6 +365,7 @@ _FILLERS: dict[str, tuple[Callable[["ArgumentParser"], None], str]] = {
     "fuse": (_fill_fuse, "make one all-in-focus image of each focal stack"),
     "ablate": (fill_ablate, "train the variants of one of the paper's comparisons and tabulate them"),
     "qc": (_fill_qc, "judge the focus of images and slides: fine, restore or rescan"),
+    "iqa-fit": (fill_iqa_fit, "fit the no-reference metrics NIQE and BRISQUE to sharp images"),
     "evaluate": (fill_evaluate, "judge restored images and models: scores, tests, one report"),
     "classify": (fill_classify, "show one classifier several versions of labelled images: AUC, accuracy and more, with intervals"),
     "view": (fill_view, "look at a slide or image in a browser: before/after slider, layers, provenance"),

@@ -178,7 +178,7 @@ def _facts(ready: "Plan", clock: Callable[[], str], seconds: float) -> dict[str,
     from pathorestore.version import __version__
 
     return {
-        "created (UTC)": clock(),
+        "created_utc": clock(),
         "pathorestore": __version__,
         "torch": str(torch.__version__),
         "python": platform.python_version(),

@@ -14,7 +14,7 @@ from torch import nn
 from pathorestore.data.batches import PairBatch
 from pathorestore.data.manifest import Row as ManifestRow
 from pathorestore.data.manifest import write_manifest
-from pathorestore.metrics.nuclei import Watershed
+from pathorestore.metrics.segmenters import Watershed
 from pathorestore.metrics.statistics import Interval
 from pathorestore.models.encoders import TimmEncoder
 from pathorestore.models.pformer import PFormer, PFormerConfig

@@ -110,6 +110,26 @@ def test_scores_over_defocus_are_means_at_each_distance():
     assert len(summary.bins) == 2 * 3 * 2
 
 
+def test_a_constant_gain_is_found_at_every_distance_with_an_interval_of_no_width():
+    base = [row for row in made_up() if row.method == "base"]
+    rows = [*base, *(ScoreRow(**vars(row) | {"method": "more", "scores": {"up": row.scores["up"] + 1.25}}) for row in base)]
+    summary = summarise(rows, question(methods=("base", "more"), reference="more", columns=(HIGHER,)))
+    assert [one.gain for one in summary.bins if one.method == "more"] == [pytest.approx((1.25,) * 3)] * 2
+    assert all(math.isnan(one.gain.mean) for one in summary.bins if one.method == "base")
+
+
+def test_gains_are_of_images_that_both_have_and_two_perfect_ones_differ_by_nothing():
+    def row(case, method, value, z=1.5):
+        return ScoreRow(case=case, method=method, z_um=z, scores={"up": value})
+
+    first = [row("a", "m", 20.0, -1.5), row("b", "m", math.nan), row("d", "m", math.inf), row("e", "m", 3.0), row("f", "m", 1.0)]
+    second = [row("a", "n", 26.0, -1.5), row("b", "n", 30.0), row("d", "n", math.inf), row("f", "n", math.inf)]
+    summary = summarise([*first, *second], question(methods=("m", "n"), reference="n", columns=(HIGHER,)))
+    (at_place,) = [one for one in summary.bins if one.method == "n"]
+    assert at_place.gain.mean == summary.comparisons[0].difference.mean == 3.0  # a: 6, d: 0; f has no mean
+    assert summary.comparisons[0].wins == 2
+
+
 def test_many_distances_are_put_in_bins_that_hold_every_image_once():
     distances = np.linspace(-7, 7, 61)
     rows = [ScoreRow(case=str(z), method="m", image=str(z), z_um=float(z), scores={"up": abs(z)}) for z in distances]

@@ -20,13 +20,12 @@ from pathorestore.metrics.accumulators import PSNR, SSIM, NucleiL1, mean
 from pathorestore.metrics.fidelity import psnr, ssim
 from pathorestore.metrics.nuclei import (
     TEXTURE,
-    CachedSegmenter,
-    Watershed,
     grey_levels,
     intensity,
     nuclei_difference,
     texture,
 )
+from pathorestore.metrics.segmenters import CachedSegmenter, Watershed
 
 SIDES = st.integers(11, 24)
 SEEDS = st.integers(0, 10_000)

@@ -1,16 +1,12 @@
 """The viewer's page in a real browser, from the disk and from its server: what is seen, and what is asked for."""
 
-import io
-import json
-import shutil
 import threading
-import time
 from collections.abc import Iterator
 
 import numpy as np
 import pytest
+from browser import Browser, needs_browser
 from image_samples import RECORD
-from PIL import Image
 from tissue_files import save
 from view_files import HOSTILE, _closed_sockets, save_pyramid  # noqa: F401  (the fixture replaces the general one)
 
@@ -18,94 +14,10 @@ from pathorestore.slide.viewer import PAGE, write_view
 from pathorestore.slide.viewer_images import View, open_view
 from pathorestore.slide.viewer_server import ViewServer
 
-BROWSER = next((found for name in ("chromium", "chromium-browser", "google-chrome") if (found := shutil.which(name))), None)
-DRIVER = shutil.which("chromedriver")
 pytest.importorskip("openslide", reason="the viewer reads slides with OpenSlide")
-webdriver = pytest.importorskip("selenium.webdriver", reason="steering a browser needs selenium, of the extra dev")
-pytestmark = pytest.mark.skipif(not (BROWSER and DRIVER), reason="needs chromium and chromedriver on the PATH")
+pytestmark = needs_browser
 
-OPTIONS = (
-    "--headless",
-    "--no-sandbox",
-    "--disable-gpu",
-    "--disable-quic",
-    "--no-first-run",
-    "--disable-background-networking",
-    "--disable-component-update",
-    "--disable-sync",
-    "--no-proxy-server",
-)
 BEFORE, AFTER, LAYER = (40, 60, 200), (220, 120, 30), (20, 220, 60)
-
-
-class Browser:
-    """A page as a user sees it, and what it has asked for."""
-
-    def __init__(self, profile: str, width: int = 1280, height: int = 800):
-        from selenium.webdriver.chrome.options import Options
-        from selenium.webdriver.chrome.service import Service
-
-        options = Options()
-        options.binary_location = BROWSER
-        for option in (*OPTIONS, f"--user-data-dir={profile}", f"--window-size={width},{height}"):
-            options.add_argument(option)
-        options.set_capability("goog:loggingPrefs", {"browser": "ALL", "performance": "ALL"})
-        self.driver = webdriver.Chrome(options=options, service=Service(DRIVER))
-
-    def open(self, url: str) -> None:
-        self.driver.get("about:blank")
-        self.asked_for()  # what the browser asked for before, its own pages among it
-        self.complaints()
-        self.driver.get(url)
-        self.settle()
-
-    def settle(self) -> None:
-        """Wait until all tiles are there and the picture stands still."""
-        limit, last = time.monotonic() + 30, None
-        while time.monotonic() < limit:
-            shot = self.driver.get_screenshot_as_png()
-            if self.run("return document.documentElement.dataset.state") == "shown" and shot == last:
-                return
-            last = shot
-            time.sleep(0.15)
-        raise AssertionError("the page did not come to rest")
-
-    def run(self, script: str, *arguments: object) -> object:
-        return self.driver.execute_script(script, *arguments)
-
-    def screen(self) -> np.ndarray:
-        with Image.open(io.BytesIO(self.driver.get_screenshot_as_png())) as image:
-            return np.array(image.convert("RGB")).astype(int)
-
-    def at(self, x: float, y: float = 0.3) -> tuple[int, ...]:
-        """The colour of the stage at a share of its width and height."""
-        box = self.run("const box = document.getElementById('slide').getBoundingClientRect(); return [box.x, box.y, box.width, box.height]")
-        shot = self.screen()
-        return tuple(shot[int(box[1] + y * box[3]), int(box[0] + x * box[2])].tolist())
-
-    def press(self, keys: str) -> None:
-        self.driver.find_element("tag name", "body").send_keys(keys)
-        self.settle()
-
-    def click(self, selector: str) -> None:
-        self.driver.find_element("css selector", selector).click()
-        self.settle()
-
-    def drag_handle_to(self, x: float) -> None:
-        from selenium.webdriver.common.action_chains import ActionChains
-
-        handle = self.driver.find_element("id", "handle")
-        middle, width = self.run("const b = arguments[0].getBoundingClientRect(); return [b.x + b.width / 2, innerWidth]", handle)
-        ActionChains(self.driver).drag_and_drop_by_offset(handle, round(x * width - middle), 0).perform()
-        self.settle()
-
-    def asked_for(self) -> list[str]:
-        """The address of every request since this was last called."""
-        events = [json.loads(entry["message"])["message"] for entry in self.driver.get_log("performance")]
-        return [event["params"]["request"]["url"] for event in events if event["method"] == "Network.requestWillBeSent"]
-
-    def complaints(self) -> list[str]:
-        return [entry["message"] for entry in self.driver.get_log("browser")]
 
 
 @pytest.fixture(scope="module")

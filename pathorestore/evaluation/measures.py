@@ -1,7 +1,7 @@
 """What can be measured, by the names that users give: which columns each gives, whether it can be had here, and how it is taken."""
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from torch import Tensor
@@ -9,6 +9,7 @@ from torch import Tensor
 from pathorestore.evaluation.cases import DESIGN_MPP, Case
 from pathorestore.evaluation.results import Better, Column
 from pathorestore.metrics.availability import Availability
+from pathorestore.metrics.segmenter_adapters import InstanSeg
 from pathorestore.metrics.segmenters import AtScale, CachedSegmenter, ImageSegmenter, NucleiSegmenter, Precomputed, Watershed
 
 Take = Callable[[Tensor, Case], Sequence[float]]
@@ -194,9 +195,13 @@ class _Nuclei:
     def __call__(self, case: Case) -> NucleiSegmenter:
         mpp = case.key.mpp or DESIGN_MPP
         if mpp not in self._cached:
-            own: NucleiSegmenter = self.segmenter if self.segmenter.mpp == mpp else AtScale(self.segmenter, mpp)
-            self._cached = {mpp: CachedSegmenter(own, size=4)}
+            self._cached = {mpp: CachedSegmenter(self._at(mpp), size=4)}
         return self._cached[mpp].for_image(case.key.image)
+
+    def _at(self, mpp: float) -> NucleiSegmenter:
+        if isinstance(self.segmenter, Watershed | InstanSeg):  # which scale themselves
+            return replace(self.segmenter, mpp=mpp)
+        return self.segmenter if self.segmenter.mpp == mpp else AtScale(self.segmenter, mpp)
 
 
 def _nuclei_l1(tools: Tools) -> Measure | Availability:

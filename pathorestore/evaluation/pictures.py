@@ -14,7 +14,7 @@ from pathorestore.image import to_uint8
 from pathorestore.pipelines.contact_sheet import busiest_corner
 
 PICTURES = "pictures"
-_SIDE_PX = 512
+_SIDE_PX = 384
 
 
 class PictureShelf:

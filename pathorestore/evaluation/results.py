@@ -155,7 +155,8 @@ class Summary:
 
     methods: names in the order given; reference: the one that is compared with all others. unit: "image", "slide" or "patient", over which
     intervals are drawn. left_out: metric -> why it could not be computed. failures: (image, method, reason). set_scores: (label, method,
-    value, note) of numbers that belong to a set of images, such as the Frechet distance. run: facts of the run, for the record.
+    value, note) of numbers that belong to a set of images, such as the Frechet distance. level: below which an adjusted p makes a claim.
+    run: facts of the run, for the record; created_utc among them.
     """
 
     title: str
@@ -174,6 +175,7 @@ class Summary:
     left_out: dict[str, str]
     failures: tuple[tuple[str, str, str], ...]
     run: dict[str, Any]
+    level: float = 0.01
 
     def to_dict(self) -> dict[str, Any]:
         """As values of JSON: intervals become mean, low, high; what is not finite becomes null."""

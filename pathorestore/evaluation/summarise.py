@@ -16,7 +16,7 @@ from pathorestore.metrics.agreement import bland_altman
 from pathorestore.metrics.comparison import Verdict, judge, paired_test
 from pathorestore.metrics.frechet import INDICATIVE_BELOW, frechet_distance
 from pathorestore.metrics.risk import rank_correlation, risk_coverage
-from pathorestore.metrics.statistics import Interval, bootstrap_interval, paired_interval
+from pathorestore.metrics.statistics import Interval, bootstrap_interval
 
 Unit = Literal["image", "slide", "patient"]
 Grouping = Literal["auto", "image", "slide", "patient"]
@@ -92,6 +92,7 @@ def summarise(rows: Iterable[ScoreRow], question: Question) -> Summary:
         left_out=dict(question.left_out or {}) | _not_everywhere(table),
         failures=tuple((row.case, row.method, row.error) for row in table.rows if row.error),
         run=dict(question.run or {}),
+        level=LEVEL,
     )
 
 
@@ -150,9 +151,9 @@ def _comparisons(table: _Table, question: Question) -> list[Compared]:
 
 
 def _difference(mine: Sequence[float], theirs: Sequence[float], groups: Sequence[Hashable]) -> Interval:
-    # two perfect images differ by nothing, though both have an infinite PSNR
-    pairs = [(0.0, 0.0) if one == other else (one, other) for one, other in zip(mine, theirs, strict=True)]
-    return paired_interval([one for one, _ in pairs], [other for _, other in pairs], groups, draws=_DRAWS)
+    # two perfect images differ by nothing, though both have an infinite PSNR; a perfect one against another has no mean
+    gains = [0.0 if one == other else one - other for one, other in zip(mine, theirs, strict=True)]
+    return bootstrap_interval([gain if math.isfinite(gain) else math.nan for gain in gains], groups, draws=_DRAWS)
 
 
 def _compared(method: str, column: Column, other: str, difference: Interval, verdict: Verdict, unit: Unit) -> Compared:

@@ -1,1 +1,1 @@
-"""How good a restoration is: functions in `fidelity` and `nuclei`, the same as torchmetrics in `accumulators`, apart for its imports."""
+"""How good a restoration is: functions by what they look at, the same as torchmetrics in `accumulators`, apart for its imports."""

@@ -1,13 +1,10 @@
 """How well restoration keeps nuclei: intensity and texture of each nucleus of the clean image, compared pixel set by pixel set.
 
-The pixel sets come from a segmenter run on the clean image. Array code (uint8, h w 3) stays inside this file and its segmenters.
+The pixel sets come from a segmenter run on the clean image. Array code (uint8, h w 3) stays inside this file and the segmenters.
 """
 
-import hashlib
-from collections import OrderedDict
 from collections.abc import Iterator
-from dataclasses import dataclass
-from typing import Any, Literal, NamedTuple, Protocol
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 import torch
@@ -15,89 +12,14 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from pathorestore.image import to_uint8
+from pathorestore.metrics.segmenters import Labels, NucleiSegmenter, Pixels, Watershed, find_nuclei
 
-Pixels = NDArray[np.uint8]
-Labels = NDArray[np.int32]
 Region = Literal["mask", "bbox"]
 
 INTENSITY = ("mean", "deviation", "skewness", "excess_kurtosis")
 TEXTURE = ("contrast", "dissimilarity", "homogeneity", "energy")
 _LEVELS = 256
-_SMALLEST_PX = 16
 _STEPS = ((0, 1), (1, 1), (1, 0), (1, -1))  # 0, 45, 90 and 135 degrees; symmetric pairs make the opposite directions the same
-_DESIGN_MPP = 0.25
-
-
-class NucleiSegmenter(Protocol):
-    """Finds nuclei. mpp: um per pixel of the images that it expects."""
-
-    @property
-    def mpp(self) -> float:
-        """Micrometres per pixel."""
-        ...
-
-    def __call__(self, pixels: Pixels) -> Labels:
-        """Label map h w int32 of an RGB image h w 3 uint8: 0 is background, every nucleus has a positive label of its own."""
-        ...
-
-
-@dataclass(frozen=True, kw_only=True)
-class Watershed:
-    """Nuclei by the haematoxylin channel (Ruifrok & Johnston 2001), Otsu's threshold and a watershed of the distance map; needs no weights.
-
-    mpp: um per pixel; lengths, tuned at 0.25 um per pixel, scale with it. Nuclei that touch the image border may be left out.
-    """
-
-    mpp: float = _DESIGN_MPP
-
-    def __post_init__(self) -> None:
-        if not 0 < self.mpp < float("inf"):
-            raise ValueError(f"mpp={self.mpp} must be a positive number of um per pixel, e.g. 0.25 for a 40x scan")
-
-    def __call__(self, pixels: Pixels) -> Labels:
-        """Segment. Raises ImportError with the remedy if scikit-image is not installed."""
-        try:
-            from skimage import color, feature, filters, measure, segmentation
-            from skimage.morphology import disk
-        except ImportError as error:
-            raise ImportError('finding nuclei needs scikit-image; install it with: pip install "pathorestore[demo]"') from error
-        from scipy import ndimage
-
-        scale = _DESIGN_MPP / self.mpp
-        stain = ndimage.gaussian_filter(color.rgb2hed(pixels)[..., 0], sigma=scale, mode="nearest")
-        dark = ndimage.binary_opening(stain > filters.threshold_otsu(stain), disk(round(2 * scale)))
-        blobs = measure.label(ndimage.binary_fill_holes(dark))
-        large = np.bincount(blobs.ravel()) >= 30 * scale**2
-        large[0] = False
-        mask = large[blobs]
-        depth = ndimage.gaussian_filter(ndimage.distance_transform_edt(mask), sigma=scale)
-        peaks = feature.peak_local_max(depth, min_distance=max(1, round(6 * scale)), labels=measure.label(mask))
-        markers = np.zeros(mask.shape, dtype=np.int32)
-        markers[tuple(peaks.T)] = np.arange(1, len(peaks) + 1)
-        return np.asarray(segmentation.watershed(-depth, markers, mask=mask), dtype=np.int32)
-
-
-class CachedSegmenter:
-    """Wraps a segmenter and keeps the label maps of the last `size` different images, found again by their content."""
-
-    def __init__(self, segmenter: NucleiSegmenter, *, size: int = 16) -> None:
-        self.segmenter, self.size = segmenter, size
-        self._maps: OrderedDict[tuple[tuple[int, ...], bytes], Labels] = OrderedDict()
-
-    @property
-    def mpp(self) -> float:
-        """The wrapped segmenter's."""
-        return self.segmenter.mpp
-
-    def __call__(self, pixels: Pixels) -> Labels:
-        """The wrapped segmenter's label map."""
-        key = (pixels.shape, hashlib.sha256(np.ascontiguousarray(pixels).data).digest())
-        if key not in self._maps:
-            self._maps[key] = self.segmenter(pixels)
-        self._maps.move_to_end(key)
-        while len(self._maps) > self.size:
-            self._maps.popitem(last=False)
-        return self._maps[key]
 
 
 class NucleiDifference(NamedTuple):
@@ -130,10 +52,7 @@ def nuclei_difference(
     whole bounding box of a nucleus instead of its pixels. Raises ValueError if the shapes differ, a value is
     not finite, or the segmenter returns no label map.
     """
-    if restored.ndim != 4 or restored.shape[1] != 3 or restored.shape != clean.shape:
-        raise ValueError(f"restored and clean must both be b 3 h w of one shape; got {tuple(restored.shape)} and {tuple(clean.shape)}")
-    if not (restored.isfinite().all() and clean.isfinite().all()):
-        raise ValueError("restored or clean holds NaN or infinite values, which have no grey level; expected finite values in [0, 1]")
+    check_pair(restored, clean)
     if region not in ("mask", "bbox"):
         raise ValueError(f"region must be mask or bbox; got {region!r}")
     find = segmenter or Watershed()
@@ -141,6 +60,14 @@ def nuclei_difference(
     vectors = torch.from_numpy(np.stack([np.concatenate(row[:2]) for row in rows])).float().to(restored.device)
     nuclei = torch.tensor([count for *_, count in rows], device=restored.device)
     return NucleiDifference(vectors[:, : len(INTENSITY)], vectors[:, len(INTENSITY) :], nuclei)
+
+
+def check_pair(restored: Tensor, clean: Tensor) -> None:
+    """Raise ValueError unless both are b 3 h w of one shape and hold finite values."""
+    if restored.ndim != 4 or restored.shape[1] != 3 or restored.shape != clean.shape:
+        raise ValueError(f"restored and clean must both be b 3 h w of one shape; got {tuple(restored.shape)} and {tuple(clean.shape)}")
+    if not (restored.isfinite().all() and clean.isfinite().all()):
+        raise ValueError("restored or clean holds NaN or infinite values, which have no grey level; expected finite values in [0, 1]")
 
 
 def grey_levels(pixels: Pixels) -> NDArray[np.int64]:
@@ -197,7 +124,7 @@ def _cooccurrence(owner: Any, first: Any, second: Any, count: int) -> NDArray[np
 
 
 def _difference(restored: Pixels, clean: Pixels, segmenter: NucleiSegmenter, region: Region) -> tuple[Any, Any, int]:
-    labels = _instances(segmenter(clean), clean.shape[:2])
+    labels = find_nuclei(segmenter, clean)
     count = int(labels.max())
     if count == 0:
         return np.full(4, np.nan), np.full(4, np.nan), 0
@@ -205,15 +132,6 @@ def _difference(restored: Pixels, clean: Pixels, segmenter: NucleiSegmenter, reg
     boxes = _boxes(labels) if region == "bbox" else None
     first, second = (texture(*_lay_out(grey, boxes)) if boxes else texture(grey, labels) for grey in (ours, theirs))
     return np.abs(intensity(ours, labels) - intensity(theirs, labels)).mean(axis=0), np.abs(first - second).mean(axis=0), count
-
-
-def _instances(labels: Labels, shape: tuple[int, ...]) -> Labels:
-    """The label map with labels 1..n and without nuclei that are too small."""
-    if labels.shape != shape or not np.issubdtype(labels.dtype, np.integer):
-        raise ValueError(f"the segmenter returned {labels.dtype} of shape {labels.shape}; expected an integer label map of shape {shape}")
-    values, index, area = np.unique(labels, return_inverse=True, return_counts=True)
-    kept = (values > 0) & (area >= _SMALLEST_PX)
-    return np.asarray((np.cumsum(kept) * kept)[index].reshape(shape), dtype=np.int32)
 
 
 def _boxes(labels: Labels) -> list[tuple[slice, slice]]:

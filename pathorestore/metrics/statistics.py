@@ -43,7 +43,7 @@ def bootstrap_interval(
     known = ~sample.isnan()
     if not known.any():
         return Interval(math.nan, math.nan, math.nan)
-    totals, counts = _by_group(sample[known], [name for name, kept in zip(names, known.tolist(), strict=True) if kept])
+    totals, counts = group_sums(sample[known], [name for name, kept in zip(names, known.tolist(), strict=True) if kept])
     mean = (totals.sum() / counts.sum()).item()
     if len(totals) < 2:
         return Interval(mean, math.nan, math.nan)
@@ -72,7 +72,7 @@ def paired_interval(
     return bootstrap_interval(first - second, groups, level=level, draws=draws, seed=seed)
 
 
-def _by_group(sample: Tensor, names: list[Hashable]) -> tuple[Tensor, Tensor]:
+def group_sums(sample: Tensor, names: list[Hashable]) -> tuple[Tensor, Tensor]:
     """Sum and number of the values of each group, in the order in which the groups first occur."""
     order = {name: index for index, name in enumerate(dict.fromkeys(names))}
     owner = torch.tensor([order[name] for name in names])

@@ -24,7 +24,7 @@ from pathorestore.data.manifest import read_manifest
 from pathorestore.data.synthetic import simulated_at
 from pathorestore.degradations.recipes import Setting
 from pathorestore.hub import weights_sha256
-from pathorestore.metrics.nuclei import CachedSegmenter, Watershed
+from pathorestore.metrics.segmenters import CachedSegmenter, Watershed
 from pathorestore.pipelines.mop import default_folder
 from pathorestore.training.ablation_record import Ledger, RowRecord, write_table
 from pathorestore.training.ablation_rows import Bench, Row

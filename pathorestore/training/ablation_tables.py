@@ -12,7 +12,8 @@ import torch
 
 from pathorestore.data.batches import PairBatch
 from pathorestore.metrics.fidelity import psnr, ssim
-from pathorestore.metrics.nuclei import NucleiSegmenter, nuclei_difference
+from pathorestore.metrics.nuclei import nuclei_difference
+from pathorestore.metrics.segmenters import NucleiSegmenter
 from pathorestore.models.encoders import PathologyEncoder, TimmEncoder
 from pathorestore.training.ablation_rows import Bench, EncoderRow, EstimatorRow, PromptsRow, RestormerRow, RouterRow, Row, untrained_encoder
 from pathorestore.training.prompt_stages import DefocusStage

@@ -24,7 +24,7 @@ class ImageMean(Metric):  # type: ignore[misc]
 
     def add(self, rows: Tensor) -> None:
         """Add images n, or n width."""
-        self.total += rows.reshape(len(rows), -1).sum(dim=0)
+        self.total += (rows if rows.ndim > 1 else rows[:, None]).sum(dim=0)
         self.images += len(rows)
 
     def means(self) -> Tensor:
@@ -42,3 +42,18 @@ class OneMean(ImageMean):
     def compute(self) -> Tensor:
         """The mean so far, NaN before the first image."""
         return self.means()[0]
+
+
+class DefinedMean(OneMean):
+    """Averages one number over the images for which it is defined and counts the others in `undefined`. For subclasses."""
+
+    def __init__(self, **options: Any) -> None:
+        super().__init__(**options)
+        self.add_state("undefined", default=torch.tensor(0), dist_reduce_fx="sum")
+
+    def add(self, rows: Tensor) -> None:
+        """Add images n; NaN is undefined."""
+        missing = rows.isnan()
+        self.total += rows.nansum()
+        self.images += (~missing).sum()
+        self.undefined += missing.sum()

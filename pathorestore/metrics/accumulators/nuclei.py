@@ -6,7 +6,9 @@ import torch
 from torch import Tensor
 
 from pathorestore.metrics.accumulators.mean import ImageMean
-from pathorestore.metrics.nuclei import INTENSITY, TEXTURE, NucleiSegmenter, Region, nuclei_difference
+from pathorestore.metrics.nuclei import INTENSITY, TEXTURE, Region, nuclei_difference
+from pathorestore.metrics.nuclei_objects import NucleiObjects, nuclei_objects
+from pathorestore.metrics.segmenters import NucleiSegmenter
 
 
 class NucleiL1(ImageMean):
@@ -32,3 +34,25 @@ class NucleiL1(ImageMean):
         names = [*(f"intensity_{name}" for name in INTENSITY), *(f"texture_{name}" for name in TEXTURE)]
         sums = {"l1_intensity": mean[: len(INTENSITY)].sum(), "l1_texture": mean[len(INTENSITY) :].sum()}
         return sums | dict(zip(names, mean, strict=True)) | {"images_without_nuclei": self.without_nuclei}
+
+
+class NucleiF1(ImageMean):
+    """Means over images of `nuclei_objects.nuclei_objects`, each over the images for which it is known."""
+
+    higher_is_better = True
+
+    def __init__(self, *, segmenter: NucleiSegmenter | None = None, iou_at_least: float = 0.5, **options: Any) -> None:
+        super().__init__(2 * len(NucleiObjects._fields), **options)
+        self.segmenter, self.iou_at_least = segmenter, iou_at_least
+        self.add_state("without_nuclei", default=torch.tensor(0), dist_reduce_fx="sum")
+
+    def update(self, restored: Tensor, clean: Tensor) -> None:
+        """Add images b 3 h w in [0, 1]."""
+        values = torch.stack(nuclei_objects(restored, clean, segmenter=self.segmenter, iou_at_least=self.iou_at_least), dim=1)
+        self.add(torch.cat([values.nan_to_num(nan=0.0), (~values.isnan()).to(values)], dim=1))
+        self.without_nuclei += values[:, 0].isnan().sum()
+
+    def compute(self) -> dict[str, Tensor]:
+        """By name: the fields of `NucleiObjects` (NaN before the first known one) and `images_without_nuclei`, in neither image."""
+        total, known = self.total.chunk(2)
+        return dict(zip(NucleiObjects._fields, total / known, strict=True)) | {"images_without_nuclei": self.without_nuclei}
