@@ -54,6 +54,8 @@ def _fill_methods(command: "ArgumentParser") -> None:
     methods.add_argument("--baseline", nargs="+", choices=words, default=["degraded"], help=baselines)
     methods.add_argument("--tune-on", type=str, default=None, metavar="FOLDER", help="sharp images for that; default: the measured ones")
     methods.add_argument("--reference", type=str, default="", metavar="NAME", help="method that is tested against all; default: the last")
+    methods.add_argument("--risk", action="store_true", help="judge the models' risk maps too: do they know where the errors are?")
+    methods.add_argument("--risk-seeds", type=int, default=3, help="runs of second stages for them")
     methods.add_argument("--tile", type=int, default=256, help="side of the models' tiles in px")
     methods.add_argument("--overlap", type=int, default=32, help="overlap of neighbouring tiles in px")
     methods.add_argument("--steps", type=int, default=None, help="steps of second stages")
@@ -142,6 +144,8 @@ def evaluate_options(arguments: "Namespace") -> "EvaluateOptions":
         reference=arguments.reference,
         title=arguments.title,
         pictures=arguments.pictures,
+        risk=arguments.risk,
+        risk_seeds=arguments.risk_seeds,
         restore=restore,
     )
 

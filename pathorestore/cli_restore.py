@@ -16,9 +16,10 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from jsonargparse import ArgumentParser, Namespace
 
-    from pathorestore.pipelines.assemble import RestoreOptions
+    from pathorestore.pipelines.assemble import ReadyRestorer, RestoreOptions
     from pathorestore.pipelines.batch import Done, Job
     from pathorestore.pipelines.restore_file import RestoreFile
+    from pathorestore.pipelines.trust import RiskMap
     from pathorestore.slide.restore import RestoreSlide, SlideEstimate, SlideOptions, Status
 
 _MIB = 2**20
@@ -44,6 +45,8 @@ def fill_restore(command: "ArgumentParser") -> None:
     command.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto", help="where to compute; auto takes CUDA if present")
     command.add_argument("--precision", choices=("auto", "fp32", "bf16"), default="auto", help="auto takes bf16 on CUDA that has it")
     command.add_argument("--seed", type=int, default=0, help="seed of the second stage; same seed, same result")
+    command.add_argument("--risk-map", action="store_true", help="beside each image, where it may be wrong: NAME.risk.tiff, NAME.risk.png")
+    command.add_argument("--risk-seeds", type=int, default=None, help="runs of the second stage for the risk map; default: 3")
     command.add_argument("--shard", type=str, default="", metavar="I/N", help="do only part I (from 0) of N, for arrays of jobs")
     _fill_slides(command)
 
@@ -127,6 +130,7 @@ class RestoreAny:
         if not self.takes_slide(job):
             self._check_for_images(job)
             return self.image(job)
+        self._check_for_slides(job)
         with self.stop.between_rows():
             return self.slide(job)
 
@@ -141,6 +145,13 @@ class RestoreAny:
                 raise PlanError(
                     f"{job.input}: {name} is for slides, and this is a plain image; treat it as a slide with --pyramid, or leave it out"
                 )
+
+    def _check_for_slides(self, job: "Job") -> None:
+        from pathorestore.pipelines.batch import PlanError
+
+        if self.image.risk is not None:
+            remedy = "export the region of interest as PNG or TIFF and restore that, or leave it out"
+            raise PlanError(f"{job.input}: --risk-map is for plain images, and this is treated as a slide; {remedy}")
 
     def takes_slide(self, job: "Job") -> bool:
         """Whether a file goes through the slide engine."""
@@ -186,13 +197,17 @@ def files_to_restore(
 ) -> "tuple[list[Job], RestoreAny]":
     """The files that the arguments name, and what is done to each. bar: makes a progress bar for a unit."""
     from pathorestore.pipelines.batch import plan_outputs
+    from pathorestore.pipelines.risk_files import check_risk_names
     from pathorestore.slide.journal import sweep
     from pathorestore.slide.room import journal_path
 
     options = restore_options(arguments)
     if arguments.engine == "ray":  # the driver only plans
         options = replace(options, device="cpu", precision="fp32")
-    jobs = in_shard(plan_outputs(arguments.inputs, arguments.output), arguments.shard, arguments.output)
+    planned = plan_outputs(arguments.inputs, arguments.output)
+    if arguments.risk_map:
+        check_risk_names(planned)  # before the shards, which would hide some from each other
+    jobs = in_shard(planned, arguments.shard, arguments.output)
     for job in jobs:
         sweep(journal_path(job.output, Path(arguments.work_dir) if arguments.work_dir else None), job.output)
     return jobs, _work(arguments, options, clock, bar, stop)
@@ -217,7 +232,8 @@ def _work(
         "seed": options.seed,
         "overwrite": arguments.overwrite,
     }
-    image = RestoreFile(restorer=ready.restorer, max_pixels=arguments.max_pixels or DEFAULT_MAX_PIXELS, **shared)
+    risk = _risk_map(arguments, options, ready, bar) if arguments.risk_map or arguments.risk_seeds is not None else None
+    image = RestoreFile(restorer=ready.restorer, max_pixels=arguments.max_pixels or DEFAULT_MAX_PIXELS, risk=risk, **shared)
     told = _json_lines if arguments.json_progress else _bars(bar)
     slide = RestoreSlide(
         system=ready.system,
@@ -229,6 +245,16 @@ def _work(
         **shared,
     )
     return RestoreAny(image=image, slide=slide, pyramid=arguments.pyramid, stop=stop)
+
+
+def _risk_map(arguments: "Namespace", options: "RestoreOptions", ready: "ReadyRestorer", bar: Callable[[str], Bar]) -> "RiskMap":
+    from pathorestore.pipelines.trust import DEFAULT_SEEDS, ready_risk_map
+
+    if not arguments.risk_map:
+        raise ValueError("--risk-seeds belongs to --risk-map; give both or none")
+    return ready_risk_map(
+        ready, options, seeds=DEFAULT_SEEDS if arguments.risk_seeds is None else arguments.risk_seeds, progress=bar("tile")
+    )
 
 
 def restore_options(arguments: "Namespace") -> "RestoreOptions":

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any
+from typing import Any, Literal
 
 from torch import Tensor
 
@@ -273,6 +273,20 @@ def _brisque(_: Tools) -> Measure | Availability:
     return _blind("brisque", column, brisque) if said.ok else said
 
 
+def _clip_iqa(kind: Literal["box", "gauss"]) -> Callable[[Tools], Measure | Availability]:
+    def make(_: Tools) -> Measure | Availability:
+        from pathorestore.models.clip_iqa import clip_iqa_available, load_clip_iqa
+
+        said = clip_iqa_available(kind)
+        if not said.ok:
+            return said
+        blur = {"box": "box", "gauss": "Gaussian"}[kind]
+        note = f"0 to 1, a prompt pair that learned to tell sharp histology from {blur} blur"
+        return _blind(f"clip_iqa_{kind}", _column(f"clip_iqa_{kind}", f"CLIP-IQA, {kind}", "higher", note), load_clip_iqa(kind))
+
+    return make
+
+
 MEASURES: Mapping[str, Callable[[Tools], Measure | Availability]] = {
     "psnr": _psnr,
     "ssim": _ssim,
@@ -288,4 +302,6 @@ MEASURES: Mapping[str, Callable[[Tools], Measure | Availability]] = {
     "embedding": _embedding,
     "niqe": _niqe,
     "brisque": _brisque,
+    "clip_iqa_box": _clip_iqa("box"),
+    "clip_iqa_gauss": _clip_iqa("gauss"),
 }

@@ -1,5 +1,6 @@
 """What is compared: restorers, folders of restored images, and the classical methods at their best."""
 
+import math
 from collections import defaultdict
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -17,7 +18,9 @@ from pathorestore.pipelines.classical import KnownWiener, UnsharpMask, unsharp_t
 from pathorestore.pipelines.image_file import read_image_file
 from pathorestore.pipelines.raster import ImageFileError
 from pathorestore.pipelines.restorer import Progress, Restorer, silent
+from pathorestore.pipelines.trust import RiskMap, local_error
 
+_RISK_POINTS = 400  # of an image; neighbours are alike, as errors are taken over a window
 DEGRADED, UNSHARP, WIENER, CLEAN = "degraded", "unsharp mask", "Wiener, PSF known", "clean"
 
 
@@ -75,15 +78,26 @@ class RestoredFiles:
 
 
 class Restored:
-    """A restorer at work. identity: of its weights and settings."""
+    """A restorer at work. identity: of its weights and settings. risk: its risk map, whose predictions are then judged too."""
 
-    def __init__(self, name: str, restorer: Restorer, *, identity: Any, seed: int = 0):
+    def __init__(self, name: str, restorer: Restorer, *, identity: Any, seed: int = 0, risk: RiskMap | None = None):
         self.name, self.restorer, self.seed = name, restorer, seed
-        self.identity = identity
+        self.identity, self.risk = identity, risk
 
     def __call__(self, case: Case) -> Tensor:
         """Restore the degraded image."""
         return self.restorer.restore(_degraded(case), seed=self.seed).cpu()
+
+    def risk_points(self, image: Tensor, case: Case) -> tuple[tuple[float, float], ...]:
+        """(predicted, true local error) in grey levels at some pixels of the restored image, evenly spread; none without a risk map."""
+        if self.risk is None:
+            return ()
+        predicted = self.risk.of(_degraded(case), image, seed=self.seed).risk
+        true = local_error(image, case.clean, window_px=self.risk.model.settings.window_px)
+        step = max(1, math.ceil(math.sqrt(predicted.numel() / _RISK_POINTS)))
+        start = step // 2
+        chosen = (one[0, 0, start::step, start::step].flatten().tolist() for one in (predicted, true))
+        return tuple(zip(*chosen, strict=True))
 
 
 class Sharpened:

@@ -15,6 +15,7 @@ from pathorestore.evaluation.summarise import Grouping, Question
 from pathorestore.pipelines.assemble import RestoreOptions, ready_restorer
 from pathorestore.pipelines.batch import PlanError
 from pathorestore.pipelines.restorer import Progress, silent
+from pathorestore.pipelines.trust import DEFAULT_SEEDS, ready_risk_map
 
 if TYPE_CHECKING:
     from pathorestore.evaluation.journal import Journal
@@ -58,6 +59,8 @@ class EvaluateOptions:
     reference: str = ""
     title: str = ""
     pictures: int = 10
+    risk: bool = False
+    risk_seeds: int = DEFAULT_SEEDS
     restore: RestoreOptions = field(default_factory=RestoreOptions)
 
     def __post_init__(self) -> None:
@@ -156,6 +159,7 @@ def plan(options: EvaluateOptions, *, progress: Progress = silent) -> Plan:
         "crop_px": options.crop_px,
         "limit": options.limit,
         "seed": options.restore.seed,
+        "risk_seeds": options.risk_seeds if options.risk else None,
         "segmenter": options.segmenter,
         "encoder": options.encoder,
         "methods": {method.name: method.identity for method in methods},
@@ -214,8 +218,9 @@ def _models(options: EvaluateOptions, progress: Progress) -> list[Method]:
             steps=None if coarse_only else options.restore.steps,
         )
         ready = ready_restorer(wishes, progress=progress)
+        risk = ready_risk_map(ready, wishes, seeds=options.risk_seeds) if options.risk else None
         identity = {"model": ready.model_id, "weights_sha256": ready.weights_sha256, **ready.parameters, "seed": wishes.seed}
-        methods.append(Restored(name, ready.restorer, identity=identity, seed=wishes.seed))
+        methods.append(Restored(name, ready.restorer, identity=identity, seed=wishes.seed, risk=risk))
     return methods
 
 

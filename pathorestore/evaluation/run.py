@@ -10,7 +10,7 @@ from torch import Tensor
 from pathorestore.evaluation.cases import Case, CaseKey, Cases
 from pathorestore.evaluation.journal import Journal
 from pathorestore.evaluation.measures import Features, Measure
-from pathorestore.evaluation.methods import CLEAN, DEGRADED, Method
+from pathorestore.evaluation.methods import CLEAN, DEGRADED, Method, Restored
 from pathorestore.evaluation.pictures import PictureShelf
 from pathorestore.evaluation.results import ScoreRow
 from pathorestore.pipelines.batch import explain
@@ -96,6 +96,9 @@ class Evaluation:
                 if not image.isfinite().all():
                     raise ValueError("the method gave values that are not finite")
                 row = self._measured(replace(start, method=name), image, case)
+                maker = makers[name]
+                if isinstance(maker, Restored):
+                    row = replace(row, risk=maker.risk_points(image, case))
             except Exception as error:
                 yield replace(start, method=name, error=explain(error))
                 continue
