@@ -40,7 +40,7 @@ T = TypeVar("T")
 
 FORMAT_VERSION = 1
 _CONFIG, _WEIGHTS, _CARD, _SYSTEM = "config.json", "model.safetensors", "README.md", "system.json"
-_HUB_FILES = [_CONFIG, _WEIGHTS, _CARD, _SYSTEM, f"*/{_CONFIG}", f"*/{_WEIGHTS}"]
+_HUB_FILES = [_CONFIG, _WEIGHTS, _CARD, _SYSTEM, "risk.json", f"*/{_CONFIG}", f"*/{_WEIGHTS}"]
 _MOVING_REVISIONS = ("main", "master", "HEAD")
 
 

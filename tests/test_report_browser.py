@@ -9,9 +9,10 @@ import numpy as np
 import pytest
 from browser import Browser, needs_browser
 from report_samples import COLUMNS, METHODS, made_rows, made_summary
-from tissue_files import save
+from tissue_files import save, tissue
 from view_files import _closed_sockets  # noqa: F401  (the fixture replaces the general one)
 
+from pathorestore import cli
 from pathorestore.evaluation.report import write_report
 from pathorestore.evaluation.report_format import visible
 from pathorestore.evaluation.results import PictureSet, Summary
@@ -273,3 +274,42 @@ def test_nothing_is_wider_than_the_window(report, browser, width):
         assert all(0 <= left < right <= width for left, right in boxes)
     finally:
         browser.driver.set_window_size(1280, 1000)
+
+
+def judged(clean: Path, out: Path, *words: str) -> Path:
+    """The report of all five methods on simulated defocus, by the command."""
+    methods = ("--baseline", "degraded", "unsharp", "wiener", "--coarse", "coarse=default", "--model", "two-stage=default", "--risk")
+    metrics = ("--metrics", "psnr", "nuclei", "nuclei_objects", "-q")
+    assert cli.main(["evaluate", "--clean", str(clean), "-o", str(out), *methods, *metrics, *words]) == 0
+    return out / "report.html"
+
+
+def slide_over(browser: Browser, page: Path, picture: Path) -> None:
+    """Open a report, compare the degraded with the restored image, and see the slider change what is shown."""
+    browser.open(page.as_uri())
+    browser.run("document.getElementById('images').scrollIntoView()")
+    choose(browser, "#left", "degraded")
+    choose(browser, "#right", "two-stage")
+    before = browser.screen()
+    drag(browser, "handle", 250)
+    after = browser.screen()
+    browser.driver.save_screenshot(str(picture))
+    assert np.abs(before - after).max() > 30
+    assert browser.complaints() == []
+    assert [url for url in browser.asked_for() if not url.startswith("data:")] == [page.as_uri()]
+
+
+def test_a_whole_evaluation_is_looked_at_in_the_browser(browser, tmp_path):
+    for seed in (0, 1):
+        save(tmp_path / "clean" / f"{seed}.png", tissue(seed, 128, 128))
+    page = judged(tmp_path / "clean", tmp_path / "out", "--simulate", "0.8", "2.4", "--tile", "128")
+    slide_over(browser, page, tmp_path / "screen.png")
+    text = browser.run("return document.body.innerText")
+    assert all(name in text for name in ("degraded", "unsharp mask", "Wiener, PSF known", "coarse", "two-stage", "Risk maps", "Agreement"))
+
+
+@pytest.mark.real_data
+@pytest.mark.skipif("PATHORESTORE_DATA" not in os.environ, reason="PATHORESTORE_DATA is not set")
+def test_an_evaluation_of_real_images_is_looked_at_in_the_browser(browser, tmp_path):
+    words = ("--simulate", "0.8", "1.6", "2.4", "3.2", "--crop", "256", "--limit", "3")
+    slide_over(browser, judged(Path(os.environ["PATHORESTORE_DATA"]), tmp_path / "out", *words), tmp_path / "screen.png")
