@@ -2,8 +2,11 @@
 
 import csv
 import json
+import sqlite3
 import subprocess
 import sys
+import time
+from contextlib import closing
 from html.parser import HTMLParser
 
 import numpy as np
@@ -11,6 +14,7 @@ import pytest
 from tissue_files import save, tissue
 
 from pathorestore.cli import main
+from pathorestore.evaluation.journal import JOURNAL
 
 HOSTILE = "<script>alert(1)<script>"
 FEW = ("--metrics", "psnr", "ssim", "nuclei_objects", "--pictures", "2", "-q")
@@ -169,9 +173,35 @@ def test_nothing_named_is_told():
     assert main(["evaluate", "-o", "out"]) == 2
 
 
+def test_a_killed_evaluation_goes_on_and_ends_with_the_same_table(folders):
+    words = ["evaluate", "--clean", str(folders / "clean"), "--degraded", str(folders / "degraded"), *both(folders), *FEW]
+    program = "import sys; from pathorestore.cli import main; sys.exit(main(sys.argv[1:]))"
+    running = subprocess.Popen([sys.executable, "-c", program, *words, "-o", str(folders / "out")])
+    while kept(folders / "out") < 7:
+        time.sleep(0.02)
+        assert running.poll() is None
+    running.kill()
+    running.wait()
+    assert not (folders / "out" / "scores.csv").exists()
+    assert 7 <= kept(folders / "out") < 36
+    assert run(folders, *both(folders), *FEW) == 0
+    assert run(folders, *both(folders), *FEW, out="whole") == 0
+    assert (folders / "out" / "scores.csv").read_bytes() == (folders / "whole" / "scores.csv").read_bytes()
+
+
+def kept(folder):
+    """Rows that a journal holds."""
+    try:
+        with closing(sqlite3.connect(f"file:{folder / JOURNAL}?mode=ro", uri=True)) as connection:
+            return connection.execute("select count(*) from rows").fetchone()[0]
+    except sqlite3.Error:
+        return 0
+
+
 SCALE = """
 import resource, sys
 from pathorestore.cli import main
+from pathorestore.evaluation.journal import JOURNAL
 code = main(["evaluate", "--clean", sys.argv[1], "--degraded", sys.argv[2], "--metrics", "psnr", "ssim", "gmsd", "-o", sys.argv[3],
              "--limit", sys.argv[4], "-q", "--pictures", "4"])
 print(code, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024)

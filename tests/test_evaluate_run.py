@@ -151,9 +151,12 @@ def test_an_image_too_small_for_a_metric_has_none_and_says_why(tmp_path, cases):
 def test_the_clean_image_is_measured_where_no_partner_is_needed(tmp_path, cases):
     features = Features(name="mean", label="mean", of=lambda image: image.mean(dim=(2, 3)))
     rows = rows_of(tmp_path / "out", evaluation(cases, Degraded(), features=features))
+    with Journal(tmp_path / "out", {"same": 1}) as journal:
+        (first, *_) = journal.arrays("features", CLEAN)
+    assert torch.equal(first, read_image_file(cases.keys[0].clean).image.mean(dim=(2, 3))[0])
     clean = [row for row in rows if row.method == CLEAN]
     assert [row.case for row in clean] == ["a.png", "b.png", "c.png"]
-    assert all(row.scores == {} and len(row.features) == 3 for row in clean)
+    assert all(row.scores == {} for row in clean)
 
 
 def test_two_methods_of_one_name_or_none_are_refused(cases):
@@ -196,15 +199,16 @@ def test_a_row_survives_the_disk_to_the_last_bit(tmp_path):
         method="m",
         z_um=-1.5,
         scores={"x": 0.1 + 0.2, "inf": math.inf},
-        features=(1.5, 2.0),
-        risk=((1.0, 2.0),),
     )
     with Journal(tmp_path, {"a": 1}) as journal:
-        journal.add(row)
+        journal.add(row, {"risk": torch.tensor([[1.0, 2.0], [0.1, 4.0]])})
         assert journal.has(row.case, "m")
         assert not journal.has(row.case, "other")
     with Journal(tmp_path, {"a": 1}) as journal:
         assert list(journal.rows()) == [row]
+        (points,) = journal.arrays("risk", "m")
+        assert torch.equal(points, torch.tensor([1.0, 2.0, 0.1, 4.0]))
+        assert journal.arrays("features", "m") == []
 
 
 def test_a_journal_of_other_settings_is_not_gone_on_with(tmp_path):

@@ -10,7 +10,6 @@ import torch
 from scipy.stats import wilcoxon
 
 from pathorestore.evaluation.measures import AGREEING, Features
-from pathorestore.evaluation.methods import CLEAN
 from pathorestore.evaluation.results import Column, ScoreRow
 from pathorestore.evaluation.summarise import Question, summarise
 from pathorestore.evaluation.tables import markdown, terminal_text, write_tables
@@ -149,8 +148,9 @@ def test_agreement_is_that_of_the_same_images():
 
 def test_a_risk_that_knows_the_error_has_the_oracles_curve():
     errors = np.random.default_rng(0).exponential(size=200)
-    rows = [ScoreRow(case=str(n), method="m", scores={}, risk=tuple((e, e) for e in errors[n * 50 : n * 50 + 50])) for n in range(4)]
-    (curve,) = summarise(rows, question(methods=("m",), reference="m", columns=())).risk
+    points = [torch.tensor(part)[:, None].expand(-1, 2).flatten() for part in errors.reshape(4, 50)]
+    rows = [ScoreRow(case="c", method="m")]
+    (curve,) = summarise(rows, question(methods=("m",), reference="m", columns=()), lambda kind, _: points if kind == "risk" else []).risk
     assert curve.error == pytest.approx(curve.oracle)
     assert (curve.spearman, curve.images) == (pytest.approx(1), 4)
     assert curve.mean_error == pytest.approx(errors.mean()) == pytest.approx(curve.error[-1])
@@ -159,10 +159,10 @@ def test_a_risk_that_knows_the_error_has_the_oracles_curve():
 def test_images_equal_to_the_clean_ones_have_no_distance_as_a_set():
     rng = np.random.default_rng(0)
     features = Features(name="f", label="Frechet", of=torch.flatten)
-    vectors = [tuple(rng.normal(size=4)) for _ in range(12)]
-    rows = [ScoreRow(case=str(n), method=CLEAN, features=one) for n, one in enumerate(vectors)]
-    rows += [ScoreRow(case=str(n), method="m", features=one) for n, one in enumerate(vectors)]
-    ((label, method, value, note),) = summarise(rows, question(methods=("m",), reference="m", columns=(), features=features)).set_scores
+    vectors = [torch.tensor(rng.normal(size=4)) for _ in range(12)]
+    asked = question(methods=("m",), reference="m", columns=(), features=features)
+    summary = summarise([ScoreRow(case="c", method="m")], asked, lambda kind, _: vectors if kind == "features" else [])
+    ((label, method, value, note),) = summary.set_scores
     assert (label, method, note) == ("Frechet", "m", "12 images, indicative: fewer than 2048")
     assert value == pytest.approx(0, abs=1e-6)
 

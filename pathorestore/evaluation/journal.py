@@ -4,9 +4,13 @@ import json
 import os
 import sqlite3
 from collections.abc import Iterator, Mapping
+from contextlib import suppress
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any, Self
+from typing import Any, Literal, Self
+
+import torch
+from torch import Tensor
 
 from pathorestore.atomic import make_folder
 from pathorestore.evaluation.results import ScoreRow
@@ -19,7 +23,10 @@ _TABLES = """
 create table if not exists meta (name text primary key, value text not null);
 create table if not exists rows (place integer primary key, item text not null, method text not null, failed integer not null,
   value text not null, unique (item, method));
+create table if not exists arrays (kind text not null, item text not null, method text not null, data blob not null,
+  primary key (kind, item, method));
 """
+Kind = Literal["features", "risk"]
 
 
 class Journal:
@@ -73,12 +80,20 @@ class Journal:
     def __exit__(self, *_: object) -> None:
         self.close()
 
-    def add(self, row: ScoreRow) -> None:
-        """Keep a row. Raises OSError if the disk does not take it."""
-        values = (_storable(row.case), _storable(row.method), bool(row.error), json.dumps(asdict(row)))
+    def add(self, row: ScoreRow, arrays: Mapping[Kind, Tensor] | None = None) -> None:
+        """Keep a row, and what there is many numbers of: features d, risk n 2. Raises OSError if the disk does not take it."""
+        case, method = _storable(row.case), _storable(row.method)
         try:
+            self._db.execute("begin immediate")
+            for kind, array in (arrays or {}).items():
+                data = array.detach().cpu().float().contiguous().numpy().tobytes()
+                self._db.execute("insert or replace into arrays values (?, ?, ?, ?)", (kind, case, method, data))
+            values = (case, method, bool(row.error), json.dumps(asdict(row)))
             self._db.execute("insert or replace into rows (item, method, failed, value) values (?, ?, ?, ?)", values)
+            self._db.execute("commit")
         except sqlite3.Error as error:
+            with suppress(sqlite3.Error):
+                self._db.execute("rollback")
             raise OSError(5, f"the journal cannot be written: {error}; what is finished is kept", str(self.path)) from error
 
     def has(self, case: str, method: str) -> bool:
@@ -89,9 +104,12 @@ class Journal:
     def rows(self) -> Iterator[ScoreRow]:
         """The rows in the order in which they came, one in memory at a time."""
         for (value,) in self._db.execute("select value from rows order by place"):
-            fields = json.loads(value)
-            fields["risk"] = tuple(map(tuple, fields["risk"]))
-            yield ScoreRow(**fields | {"features": tuple(fields["features"])})
+            yield ScoreRow(**json.loads(value))
+
+    def arrays(self, kind: Kind, method: str) -> list[Tensor]:
+        """The arrays of one kind of a method's rows, flat, in float32."""
+        found = self._db.execute("select data from arrays where kind = ? and method = ? order by item", (kind, _storable(method)))
+        return [torch.frombuffer(bytearray(data), dtype=torch.float32) for (data,) in found]
 
     def remember(self, name: str, value: str) -> str:
         """Keep a value under a name unless there is one already; returns the one that is kept."""

@@ -88,16 +88,13 @@ class Restored:
         """Restore the degraded image."""
         return self.restorer.restore(_degraded(case), seed=self.seed).cpu()
 
-    def risk_points(self, image: Tensor, case: Case) -> tuple[tuple[float, float], ...]:
-        """(predicted, true local error) in grey levels at some pixels of the restored image, evenly spread; none without a risk map."""
-        if self.risk is None:
-            return ()
-        predicted = self.risk.of(_degraded(case), image, seed=self.seed).risk
-        true = local_error(image, case.clean, window_px=self.risk.model.settings.window_px)
+    def risk_points(self, image: Tensor, case: Case, risk: RiskMap) -> Tensor:
+        """Predicted and true local error n 2, in grey levels, at some pixels of the restored image, evenly spread."""
+        predicted = risk.of(_degraded(case), image, seed=self.seed).risk
+        true = local_error(image, case.clean, window_px=risk.model.settings.window_px)
         step = max(1, math.ceil(math.sqrt(predicted.numel() / _RISK_POINTS)))
         start = step // 2
-        chosen = (one[0, 0, start::step, start::step].flatten().tolist() for one in (predicted, true))
-        return tuple(zip(*chosen, strict=True))
+        return torch.stack([one[0, 0, start::step, start::step].flatten() for one in (predicted, true)], dim=1)
 
 
 class Sharpened:

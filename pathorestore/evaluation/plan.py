@@ -1,5 +1,6 @@
 """From the wishes of a user to an evaluation that is ready: files, methods, metrics; and what becomes of its rows."""
 
+import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -8,7 +9,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from pathorestore.degradations.recipes import Setting
 from pathorestore.evaluation.case_files import chosen, files_of_folder, files_of_manifest, read_facts
 from pathorestore.evaluation.cases import CaseKey, Cases, FilePairs, SimulatedDefocus
-from pathorestore.evaluation.measures import AGREEING, Measure, Tools, chosen_measures, frechet_features
+from pathorestore.evaluation.measures import AGREEING, Features, Measure, Tools, chosen_measures, frechet_features
 from pathorestore.evaluation.methods import DEGRADED, Degraded, Method, Restored, RestoredFiles, tune, tuned_methods
 from pathorestore.evaluation.run import Evaluation
 from pathorestore.evaluation.summarise import Grouping, Question
@@ -90,13 +91,11 @@ class Plan:
     methods: tuple[Method, ...]
     measures: tuple[Measure, ...]
     left_out: dict[str, str]
-    tools: Tools
+    features: Features | None
     settings: dict[str, Any]
 
     def evaluation(self, journal: "Journal", *, progress: Progress = silent) -> Evaluation:
         """With its baselines tuned, which the journal remembers."""
-        import json
-
         methods = list(self.methods)
         if {"unsharp", "wiener"} & set(self.options.baselines):
             known = journal.recall("tuned")
@@ -109,8 +108,7 @@ class Plan:
             ]
             place = sum(method.name == DEGRADED for method in methods)  # after the degraded image, before everything that is to be judged
             methods[place:place] = [tuned[name] for name in asked]
-        features, _ = _features(self.options, self.tools)
-        return Evaluation(cases=self.cases, methods=methods, measures=self.measures, patch_px=self.options.patch_px, features=features)
+        return Evaluation(cases=self.cases, methods=methods, measures=self.measures, patch_px=self.options.patch_px, features=self.features)
 
     def question(self, evaluation: Evaluation, *, title: str, run: dict[str, Any]) -> Question:
         """What the rows are asked."""
@@ -147,7 +145,7 @@ def plan(options: EvaluateOptions, *, progress: Progress = silent) -> Plan:
     measures, left_out = chosen_measures([name for name in options.metrics if name != "frechet"], tools)
     if not measures:
         raise ValueError(f"none of the chosen metrics can be had: {'; '.join(f'{name}: {why}' for name, why in left_out.items())}")
-    _, without = _features(options, tools)
+    features, without = _features(options, tools)
     methods = [*_baseline(options), *_restored(options, cases), *_models(options, progress)]
     settings = {
         "source": [str(path.resolve()) if path else "" for path in (options.clean, options.degraded, options.manifest, options.facts)],
@@ -164,7 +162,7 @@ def plan(options: EvaluateOptions, *, progress: Progress = silent) -> Plan:
         "encoder": options.encoder,
         "methods": {method.name: method.identity for method in methods},
         "metrics": [measure.name for measure in measures],
-        "frechet": _features(options, tools)[0] is not None,
+        "frechet": features.name if features else "",
         "patch_px": options.patch_px,
         "cases": len(cases.keys),
     }
@@ -174,7 +172,7 @@ def plan(options: EvaluateOptions, *, progress: Progress = silent) -> Plan:
         methods=tuple(methods),
         measures=tuple(measures),
         left_out=left_out | without,
-        tools=tools,
+        features=features,
         settings=settings,
     )
 
@@ -259,5 +257,5 @@ def _encoder(options: EvaluateOptions) -> dict[str, Any]:
     return {"encoder": TinyEncoder.from_pretrained(folder).eval(), "encoder_name": "mop-tiny" if name == EMBEDDED else folder.name}
 
 
-def _features(options: EvaluateOptions, tools: Tools) -> Any:
+def _features(options: EvaluateOptions, tools: Tools) -> tuple[Features | None, dict[str, str]]:
     return frechet_features(tools) if not options.metrics or "frechet" in options.metrics else (None, {})

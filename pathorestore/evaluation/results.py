@@ -31,9 +31,8 @@ class ScoreRow:
     """One image under one method. case: its name, the same for all methods. slide, patient: "" if not known. z_um: distance from focus.
 
     image: the file that the case was made of; several cases are of one image where defocus is simulated. scores: by column key; NaN where
-    a number does not exist, such as nuclei in an image without any. features: of the images' encoder, for distances between sets of
-    images; empty if none are taken. risk: (predicted, true local error) at some pixels, both in grey levels.
-    notes: why a metric gave nothing here, by its name. error: why there are no scores, empty if there are.
+    a number does not exist, such as nuclei in an image without any. notes: why a metric gave nothing here, by its name. error: why there
+    are no scores, empty if there are.
     """
 
     case: str
@@ -43,8 +42,6 @@ class ScoreRow:
     patient: str = ""
     z_um: float | None = None
     scores: dict[str, float] = field(default_factory=dict)
-    features: tuple[float, ...] = ()
-    risk: tuple[tuple[float, float], ...] = ()
     notes: dict[str, str] = field(default_factory=dict)
     error: str = ""
 

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from pathorestore.evaluation.cases import Case, CaseKey, Cases
-from pathorestore.evaluation.journal import Journal
+from pathorestore.evaluation.journal import Journal, Kind
 from pathorestore.evaluation.measures import Features, Measure
 from pathorestore.evaluation.methods import CLEAN, DEGRADED, Method, Restored
 from pathorestore.evaluation.pictures import PictureShelf
@@ -16,6 +16,7 @@ from pathorestore.evaluation.results import ScoreRow
 from pathorestore.pipelines.batch import explain
 from pathorestore.pipelines.restorer import Progress, silent
 
+Arrays = dict[Kind, Tensor]
 Failed = Callable[[str, str, str], None]
 
 
@@ -50,10 +51,10 @@ class Evaluation:
         for number, key in enumerate(self.cases.keys, start=1):
             wanted = [name for name in self._names() if not journal.has(key.name, name)]
             if wanted:
-                for row in self._rows(key, wanted, shelf):
+                for row, arrays in self._rows(key, wanted, shelf):
                     if row.error:
                         on_failure(row.case, row.method, row.error)
-                    journal.add(row)
+                    journal.add(row, arrays)
             progress(number, len(self.cases.keys))
 
     def draw(self, key: CaseKey, shelf: PictureShelf) -> None:
@@ -80,12 +81,12 @@ class Evaluation:
         blind = any(measure.blind for measure in self.measures) or self.features is not None
         return [method.name for method in self.methods] + ([CLEAN] if blind else [])
 
-    def _rows(self, key: CaseKey, wanted: Sequence[str], shelf: PictureShelf) -> Iterator[ScoreRow]:
+    def _rows(self, key: CaseKey, wanted: Sequence[str], shelf: PictureShelf) -> Iterator[tuple[ScoreRow, Arrays]]:
         start = ScoreRow(case=key.name, method="", image=key.image, slide=key.slide, patient=key.patient, z_um=key.z_um)
         try:
             case = self.cases.load(key)
         except Exception as error:  # one bad file ends nothing
-            yield from (replace(start, method=name, error=explain(error)) for name in wanted)
+            yield from ((replace(start, method=name, error=explain(error)), {}) for name in wanted)
             return
         if shelf.wants(key.name):
             self._shelve(case, shelf)
@@ -96,15 +97,19 @@ class Evaluation:
                 if not image.isfinite().all():
                     raise ValueError("the method gave values that are not finite")
                 row = self._measured(replace(start, method=name), image, case)
-                maker = makers[name]
-                if isinstance(maker, Restored):
-                    row = replace(row, risk=maker.risk_points(image, case))
+                arrays = self._arrays(makers[name], image, case)
             except Exception as error:
-                yield replace(start, method=name, error=explain(error))
+                yield replace(start, method=name, error=explain(error)), {}
                 continue
             if shelf.wants(key.name):
                 shelf.keep(key.name, name, image, case.clean)
-            yield row
+            yield row, arrays
+
+    def _arrays(self, maker: Callable[[Case], Tensor], image: Tensor, case: Case) -> Arrays:
+        found: Arrays = {} if self.features is None else {"features": self.features.of(image)[0]}
+        if isinstance(maker, Restored) and maker.risk is not None:
+            found["risk"] = maker.risk_points(image, case, maker.risk)
+        return found
 
     def _measured(self, row: ScoreRow, image: Tensor, case: Case) -> ScoreRow:
         scores: dict[str, float] = {}
@@ -119,8 +124,7 @@ class Evaluation:
                 except ValueError as error:  # such as an image too small for this metric
                     notes[measure.name] = str(error)
             scores |= {column.key: _mean([numbers[at] for numbers in taken]) for at, column in enumerate(measure.columns)}
-        features = tuple(self.features.of(image).flatten().tolist()) if self.features else ()
-        return replace(row, scores=scores, notes=notes, features=features)
+        return replace(row, scores=scores, notes=notes)
 
 
 def _clean(case: Case) -> Tensor:

@@ -3,12 +3,14 @@
 import itertools
 import math
 from collections import Counter
-from collections.abc import Hashable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
 import torch
+from torch import Tensor
 
+from pathorestore.evaluation.journal import Kind
 from pathorestore.evaluation.measures import Agreeing, Features
 from pathorestore.evaluation.methods import CLEAN
 from pathorestore.evaluation.results import UNKNOWN, Agreement, Bin, Column, Compared, RiskCurve, Score, ScoreRow, Summary
@@ -18,6 +20,7 @@ from pathorestore.metrics.frechet import INDICATIVE_BELOW, frechet_distance
 from pathorestore.metrics.risk import rank_correlation, risk_coverage
 from pathorestore.metrics.statistics import Interval, bootstrap_interval
 
+Arrays = Callable[[Kind, str], list[Tensor]]
 Unit = Literal["image", "slide", "patient"]
 Grouping = Literal["auto", "image", "slide", "patient"]
 _DRAWS = 2000
@@ -41,6 +44,11 @@ class Question:
     grouping: Grouping = "auto"
     left_out: Mapping[str, str] | None = None
     run: Mapping[str, Any] | None = None
+
+
+def _no_arrays(kind: Kind, method: str) -> list[Tensor]:
+    del kind, method
+    return []
 
 
 class _Table:
@@ -67,8 +75,11 @@ class _Table:
         return [self.value(case, method, column) for case in chosen], [self.group(case) for case in chosen]
 
 
-def summarise(rows: Iterable[ScoreRow], question: Question) -> Summary:
-    """Answer it. Raises ValueError for a reference that is no method, and a grouping that the rows do not know."""
+def summarise(rows: Iterable[ScoreRow], question: Question, arrays: Arrays = _no_arrays) -> Summary:
+    """Answer it. arrays: features and risk by kind and method, see `Journal`.
+
+    Raises ValueError for a reference that is no method, and a grouping that the rows do not know.
+    """
     if question.reference not in question.methods:
         raise ValueError(f"--reference {question.reference!r} is none of the methods {', '.join(question.methods)}")
     table = _Table(rows, question.grouping)
@@ -87,8 +98,8 @@ def summarise(rows: Iterable[ScoreRow], question: Question) -> Summary:
         comparisons=tuple(_comparisons(table, question)),
         bins=tuple(_bins(table, question)),
         agreements=tuple(_agreements(table, question)),
-        risk=tuple(curve for method in question.methods if (curve := _risk(table, method)) is not None),
-        set_scores=tuple(_set_scores(table, question)),
+        risk=tuple(curve for method in question.methods if (curve := _risk(arrays("risk", method), method)) is not None),
+        set_scores=tuple(_set_scores(arrays, question)),
         left_out=dict(question.left_out or {}) | _not_everywhere(table),
         failures=tuple((row.case, row.method, row.error) for row in table.rows if row.error),
         run=dict(question.run or {}),
@@ -221,12 +232,11 @@ def _agreements(table: _Table, question: Question) -> list[Agreement]:
     return found
 
 
-def _risk(table: _Table, method: str) -> RiskCurve | None:
+def _risk(points: Sequence[Tensor], method: str) -> RiskCurve | None:
     """Over the sampled pixels of all images together."""
-    rows = [row for row in table.good if row.method == method and row.risk]
-    if not rows:
+    if not points:
         return None
-    said, wrong = torch.tensor([point for row in rows for point in row.risk], dtype=torch.float64).unbind(dim=1)
+    said, wrong = torch.cat([one.view(-1, 2) for one in points]).unbind(dim=1)
     whole = risk_coverage(said, wrong)
     curve = whole.at(_CURVE_POINTS)
     return RiskCurve(
@@ -236,21 +246,21 @@ def _risk(table: _Table, method: str) -> RiskCurve | None:
         oracle=tuple(curve.oracle.tolist()),
         mean_error=whole.mean,
         spearman=rank_correlation(said, wrong),
-        images=len(rows),
+        images=len(points),
     )
 
 
-def _set_scores(table: _Table, question: Question) -> list[tuple[str, str, float, str]]:
+def _set_scores(arrays: Arrays, question: Question) -> list[tuple[str, str, float, str]]:
     """The Frechet distance of each method's images to the clean ones."""
     if question.features is None:
         return []
-    clean = [row.features for row in table.good if row.method == CLEAN and row.features]
+    clean = arrays("features", CLEAN)
     found = []
     for method in question.methods:
-        features = [row.features for row in table.good if row.method == method and row.features]
+        features = arrays("features", method)
         if len(features) < 2 or len(clean) < 2:
             continue
-        distance = frechet_distance(torch.tensor(features), torch.tensor(clean)).item()
+        distance = frechet_distance(torch.stack(features), torch.stack(clean)).item()
         note = f"{len(features)} images" + (", indicative: fewer than 2048" if len(features) < INDICATIVE_BELOW else "")
         found.append((question.features.label, method, distance, note))
     return found

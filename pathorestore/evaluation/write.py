@@ -1,6 +1,6 @@
 """An evaluation from its first row to its last file: measured, summed up, drawn, written."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -9,7 +9,7 @@ from pathorestore.evaluation.journal import JOURNAL, Journal
 from pathorestore.evaluation.methods import CLEAN, DEGRADED
 from pathorestore.evaluation.pictures import PictureShelf, extremes, picture_sets, spread
 from pathorestore.evaluation.plan import Plan
-from pathorestore.evaluation.results import PictureSet, Summary
+from pathorestore.evaluation.results import PictureSet, ScoreRow, Summary
 from pathorestore.evaluation.run import Evaluation, Failed
 from pathorestore.evaluation.summarise import summarise
 from pathorestore.evaluation.tables import write_tables
@@ -55,27 +55,29 @@ def write_all(
     """Measure what is left to measure, then write tables, summary and report."""
     shelf = PictureShelf(folder, spread(plan.cases.keys, plan.options.pictures))
     evaluation.run(journal, shelf, progress=progress, on_failure=on_failure)
-    summary = summarise(journal.rows(), plan.question(evaluation, title=plan.options.title or folder.resolve().name, run=facts()))
-    files, notes = write_tables(folder, list(journal.rows()), summary)
+    rows = list(journal.rows())
+    question = plan.question(evaluation, title=plan.options.title or folder.resolve().name, run=facts())
+    summary = summarise(rows, question, journal.arrays)
+    files, notes = write_tables(folder, rows, summary)
     try:
         from pathorestore.evaluation.report import write_report
 
-        sets = _pictures(plan, evaluation, journal, shelf, summary) if plan.options.pictures else []
-        write_report(folder / REPORT, summary, list(journal.rows()), sets, overwrite=True)
+        sets = _pictures(plan, evaluation, rows, shelf, summary) if plan.options.pictures else []
+        write_report(folder / REPORT, summary, rows, sets, overwrite=True)
     except ImportError as error:
         return Written(summary=summary, files=tuple(files), notes=(*notes, f"{REPORT} is left out: {error}"))
     return Written(summary=summary, files=(*files, folder / REPORT), notes=notes)
 
 
-def _pictures(plan: Plan, evaluation: Evaluation, journal: Journal, shelf: PictureShelf, summary: Summary) -> list[PictureSet]:
+def _pictures(plan: Plan, evaluation: Evaluation, rows: Sequence[ScoreRow], shelf: PictureShelf, summary: Summary) -> list[PictureSet]:
     """The chosen cases, and those in which the reference gains most and least, which only now are known."""
     keys = plan.cases.keys
     names = [method.name for method in evaluation.methods]
     why = {key.name: "one of an even spread" for key in keys if shelf.wants(key.name)}
-    why |= extremes(journal.rows(), column=_SCORE, method=summary.reference, over=names[0]) if summary.reference != names[0] else {}
+    why |= extremes(rows, column=_SCORE, method=summary.reference, over=names[0]) if summary.reference != names[0] else {}
     labels = list(dict.fromkeys([DEGRADED, *names, CLEAN]))
     for key in keys:
         if key.name in why and len(shelf.on_it(key.name, [*names, CLEAN])) < len(names) + 1:
             evaluation.draw(key, shelf)
     columns = [column.key for column in summary.columns if column.better != "none"][:_COMPARER_COLUMNS]
-    return picture_sets(shelf, keys, why, labels, journal.rows(), columns)
+    return picture_sets(shelf, keys, why, labels, rows, columns)
