@@ -19,6 +19,7 @@ from pathorestore.cli_classify import fill_classify, run_classify
 from pathorestore.cli_data import fill_data, run_data
 from pathorestore.cli_evaluate import fill_evaluate, run_evaluate
 from pathorestore.cli_fuse import fill_fuse, stacks_to_fuse
+from pathorestore.cli_iqa import fill_iqa, run_iqa
 from pathorestore.cli_iqa_fit import fill_iqa_fit, run_iqa_fit
 from pathorestore.cli_jobs import batch_on, fill_engine, fill_jobs, run_jobs
 from pathorestore.cli_options import fill_batch, fill_demo, fill_info, fill_simulate
@@ -35,7 +36,7 @@ if TYPE_CHECKING:
 
 _PROGRAM = "pathorestore"
 _PLACES = {name: name.upper() for name in ("sharp", "stack", "folder", "manifest")}
-_PLACES |= {"inputs": "INPUT", "restored": "OUT", "output": "-o/--output"}
+_PLACES |= {"inputs": "INPUT", "restored": "OUT", "output": "-o/--output", "images": "FOLDER_OR_MANIFEST"}
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -197,6 +198,10 @@ def _iqa_fit(arguments: "Namespace") -> int:
     return run_iqa_fit(arguments, _bar("image", quiet=arguments.quiet))
 
 
+def _iqa_build(arguments: "Namespace") -> int:
+    return run_iqa(arguments, _bar("image", quiet=False))
+
+
 def _data(arguments: "Namespace") -> int:
     return run_data(arguments, _bar("row", quiet=False))
 
@@ -229,6 +234,7 @@ _COMMANDS: dict[str, Callable[["Namespace"], int]] = {
     "jobs": run_jobs,
     "evaluate": _evaluate,
     "qc": _qc,
+    "iqa-build": _iqa_build,
     "iqa-fit": _iqa_fit,
 }
 # LightningCLI parses these itself
@@ -311,7 +317,8 @@ def _termination_as_interruption() -> Iterator[None]:
 
 def _plain(message: str) -> str:
     """An error of the argument parser in the words of the command line, on one line."""
-    commands = r"\b(?:restore|demo|info|simulate|fuse|ablate|classify|view|jobs|evaluate|qc|data\.make|data\.check)\.(\w+)"
+    verbs = (re.escape(verb) for verb in (*_COMMANDS, "data.make", "data.check"))
+    commands = rf"\b(?:{'|'.join(verbs)})\.(\w+)"
     message = re.sub(commands, lambda match: _PLACES.get(match[1], f"--{match[1]}"), message)
     message = re.sub(r'Parser key "(\w+)"(?: element (\d+))?:', lambda match: f"--{match[1].replace('_', '-')}:", message)
     message = re.sub(r"<class '(\w+)'>", r"\1", message)
@@ -339,32 +346,28 @@ def _parser() -> "ArgumentParser":
     return parser
 
 
-def _fill_restore(command: "ArgumentParser") -> None:
-    fill_restore(command)
-    fill_engine(command)
-    fill_batch(command, max_pixels=None)
+def _over_files(*fills: Callable[["ArgumentParser"], None], slides: bool = False) -> Callable[["ArgumentParser"], None]:
+    """The filler of a verb that goes through many files, slides among them or not."""
 
+    def fill(command: "ArgumentParser") -> None:
+        for one in fills:
+            one(command)
+        fill_batch(command, **({"max_pixels": None} if slides else {}))
 
-def _fill_fuse(command: "ArgumentParser") -> None:
-    fill_fuse(command)
-    fill_batch(command)
-
-
-def _fill_qc(command: "ArgumentParser") -> None:
-    fill_qc(command)
-    fill_batch(command, max_pixels=None)
+    return fill
 
 
 _FILLERS: dict[str, tuple[Callable[["ArgumentParser"], None], str]] = {
-    "restore": (_fill_restore, "restore images and slides"),
+    "restore": (_over_files(fill_restore, fill_engine, slides=True), "restore images and slides"),
     "demo": (fill_demo, "defocus a real histology image, restore it, print figures, draw a picture"),
     "info": (fill_info, "show versions, devices, models and licences, or how a file was made"),
     "simulate": (fill_simulate, "turn a sharp image into a focal stack with exact labels"),
     "export": (fill_export, "turn a training checkpoint into a model folder"),
     "data": (fill_data, "make and check the manifest that training reads"),
-    "fuse": (_fill_fuse, "make one all-in-focus image of each focal stack"),
+    "fuse": (_over_files(fill_fuse), "make one all-in-focus image of each focal stack"),
     "ablate": (fill_ablate, "train the variants of one of the paper's comparisons and tabulate them"),
-    "qc": (_fill_qc, "judge the focus of images and slides: fine, restore or rescan"),
+    "qc": (_over_files(fill_qc, slides=True), "judge the focus of images and slides: fine, restore or rescan"),
+    "iqa-build": (fill_iqa, "write a table of blurred patches, to train no-reference scores on"),
     "iqa-fit": (fill_iqa_fit, "fit the no-reference metrics NIQE and BRISQUE to sharp images"),
     "evaluate": (fill_evaluate, "judge restored images and models: scores, tests, one report"),
     "classify": (fill_classify, "show one classifier several versions of labelled images: AUC, accuracy and more, with intervals"),

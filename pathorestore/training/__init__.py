@@ -12,6 +12,7 @@ ensure_torchvision()
 
 if TYPE_CHECKING:
     from pathorestore.training.datamodules import PairedImages as PairedImages, SharpImages as SharpImages, SlidePatches as SlidePatches
+    from pathorestore.training.iqa_stage import BlurredImages as BlurredImages, ClipIqaStage as ClipIqaStage
     from pathorestore.training.parts import (
         trained_coarse as trained_coarse,
         trained_defocus as trained_defocus,
@@ -33,6 +34,8 @@ if TYPE_CHECKING:
     from pathorestore.training.schedules import Constant as Constant, StepDecay as StepDecay, WarmupCosine as WarmupCosine
 
 _HOMES = {
+    "BlurredImages": "iqa_stage",
+    "ClipIqaStage": "iqa_stage",
     "Constant": "schedules",
     "DefocusStage": "prompt_stages",
     "EncoderStage": "prompt_stages",

@@ -16,6 +16,8 @@ from torch import Tensor, nn
 from pathorestore.atomic import make_folder, write_atomic
 from pathorestore.hub import Pretrained, load_strictly
 from pathorestore.hub_codec import decode, encode
+from pathorestore.models.classifier import Classifier
+from pathorestore.models.clip_iqa import QualityPrompt, SmallClip
 from pathorestore.models.defocus import DefocusEstimator
 from pathorestore.models.encoders import Embedding, TinyEncoder
 from pathorestore.models.optics_prompt import NoOptics, OpticsPrompt
@@ -39,6 +41,9 @@ _CLASSES: dict[str, type[Pretrained]] = {
     "PFormer": PFormer,
     "Restormer": Restormer,
     "PDiffusion": PDiffusion,
+    "Classifier": Classifier,
+    "SmallClip": SmallClip,
+    "QualityPrompt": QualityPrompt,
 }
 _DTYPES = {"fp32": torch.float32, "fp16": torch.float16}
 # a restorer, but for the encoder: a foundation model's weights are no part of a checkpoint's stage
