@@ -317,7 +317,7 @@ def _termination_as_interruption() -> Iterator[None]:
 
 def _plain(message: str) -> str:
     """An error of the argument parser in the words of the command line, on one line."""
-    verbs = (re.escape(verb) for verb in (*_COMMANDS, "data.make", "data.check"))
+    verbs = (re.escape(verb) for verb in ("data.make", "data.check", *_COMMANDS))
     commands = rf"\b(?:{'|'.join(verbs)})\.(\w+)"
     message = re.sub(commands, lambda match: _PLACES.get(match[1], f"--{match[1]}"), message)
     message = re.sub(r'Parser key "(\w+)"(?: element (\d+))?:', lambda match: f"--{match[1].replace('_', '-')}:", message)

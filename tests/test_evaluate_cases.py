@@ -94,6 +94,16 @@ def test_a_manifest_gives_pairs_or_sharp_images_but_not_both(tmp_path, folders):
         files_of_manifest(manifest, "val")
 
 
+def test_absolute_paths_of_a_manifest_are_called_by_their_names_where_these_differ(tmp_path, folders):
+    clean, _ = folders
+    rows = [Row(path=str(clean / name), split="val") for name in ("a.png", "sub/b.png")]
+    write_manifest(tmp_path / "m.csv", rows)
+    assert [key.name for key in files_of_manifest(tmp_path / "m.csv", "val")] == ["a.png", "b.png"]
+    save(clean / "sub" / "a.png", tissue(9))
+    write_manifest(tmp_path / "m.csv", [*rows, Row(path=str(clean / "sub/a.png"), split="val")])
+    assert len({key.name for key in files_of_manifest(tmp_path / "m.csv", "val")}) == 3
+
+
 def test_a_partner_of_another_size_is_refused_with_both_sizes(folders):
     clean, degraded = folders
     save(degraded / "a.tif", tissue(0, 90, 80))

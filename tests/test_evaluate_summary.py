@@ -79,6 +79,13 @@ def test_columns_that_judge_nothing_are_not_tested():
     assert summarise(made_up(), question(columns=(described,))).comparisons == ()
 
 
+def test_parts_of_other_columns_are_told_and_not_tested():
+    part = Column(key="down", label="Down", better="lower", detail=True)
+    summary = summarise(made_up(), question(columns=(HIGHER, part)))
+    assert {one.column for one in summary.comparisons} == {"up"}
+    assert {score.column for score in summary.scores} == {"up", "down"}
+
+
 def test_images_of_one_field_count_as_one_where_nothing_else_is_known():
     rows = [ScoreRow(case=f"c{n}", method="m", image=f"i{n // 4}", scores={"up": float(n)}) for n in range(40)]
     summary = summarise(rows, question(methods=("m",), reference="m", columns=(HIGHER,)))

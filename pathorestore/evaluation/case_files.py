@@ -40,10 +40,11 @@ def files_of_manifest(path: Path, split: str) -> list[CaseKey]:
     if any(paired) and not all(paired):
         raise PlanError(f"{path}: some rows of split {split!r} have a target and some have none; evaluate them one after the other")
     keys = []
+    short = _short_names([row.path for row in rows])
     for row in rows:
         own = manifest.resolve(row.path)
         clean, degraded = (manifest.resolve(row.target), own) if row.target else (own, None)
-        keys.append(_informed(CaseKey(name=row.path, image=_stem(Path(row.path)), clean=clean, degraded=degraded), row))
+        keys.append(_informed(CaseKey(name=short[row.path], image=_stem(Path(short[row.path])), clean=clean, degraded=degraded), row))
     return keys
 
 
@@ -101,6 +102,12 @@ def chosen(keys: Sequence[CaseKey], limit: int | None) -> list[CaseKey]:
 def unpaired(keys: Iterable[CaseKey]) -> list[CaseKey]:
     """The keys without a degraded partner."""
     return [key for key in keys if key.degraded is None]
+
+
+def _short_names(paths: Sequence[str]) -> dict[str, str]:
+    """Absolute paths by their last parts, where these tell them apart; others as they are."""
+    last = {path: Path(path).name if Path(path).is_absolute() else path for path in paths}
+    return last if len(set(last.values())) == len(set(paths)) else {path: path for path in paths}
 
 
 def _stem(path: Path) -> str:

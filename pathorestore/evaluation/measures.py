@@ -214,8 +214,13 @@ def _nuclei_l1(tools: Tools) -> Measure | Availability:
     note = "nuclei of the clean image, mean absolute difference of their"
     columns = [_column("l1_intensity", "L1 intensity", "lower", f"{note} grey-level moments, summed")]
     columns += [_column("l1_texture", "L1 texture", "lower", f"{note} co-occurrence measures, summed; contrast dominates")]
-    columns += [_column(f"intensity_{name}", f"Intensity: {name.replace('_', ' ')}", "lower", f"{note} {name}") for name in INTENSITY]
-    columns += [_column(f"texture_{name}", f"Texture: {name}", "lower", f"{note} co-occurrence {name}") for name in TEXTURE]
+    words = [("intensity", f"{note} grey levels'", INTENSITY), ("texture", f"{note} co-occurrence", TEXTURE)]
+    parts = [
+        (f"{kind}_{name}", f"{kind.title()}: {name.replace('_', ' ')}", told, name.replace("_", " "))
+        for kind, told, of in words
+        for name in of
+    ]
+    columns += [replace(_column(key, label, "lower", f"{told} {name}"), detail=True) for key, label, told, name in parts]
 
     def take(image: Tensor, case: Case) -> Sequence[float]:
         found = nuclei_difference(image, case.clean, segmenter=find(case))

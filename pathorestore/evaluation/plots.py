@@ -78,7 +78,9 @@ def by_column(summary: Summary, rows: Iterable[ScoreRow]) -> dict[str, dict[str,
 def distributions(summary: Summary, rows: Iterable[ScoreRow]) -> list[Plot]:
     """Every image's score under every method, for the first columns that have any; points lie wider where there are more."""
     values = by_column(summary, rows)
-    drawn = [column for column in summary.columns if any(len(one) for one in values[column.key].values())][:MOST_COLUMNS]
+    drawn = [column for column in summary.columns if not column.detail and any(len(one) for one in values[column.key].values())][
+        :MOST_COLUMNS
+    ]
     with _drawing():
         return [_distribution(column, values[column.key], colours(summary)) for column in drawn]
 
@@ -115,7 +117,7 @@ def _spread(numbers: NDArray[np.float64]) -> NDArray[np.float64]:
 
 def defocus_curves(summary: Summary) -> list[Plot]:
     """Mean of each binned column against the distance from focus, and beside it the gain over the first method, image by image."""
-    order = {column.key: column for column in summary.columns}
+    order = {column.key: column for column in summary.columns if not column.detail}
     keys = [key for key in order if any(one.column == key for one in summary.bins)][:MOST_COLUMNS]
     if not keys:
         return []

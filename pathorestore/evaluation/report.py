@@ -79,7 +79,7 @@ def page_data(summary: Summary, pictures: Sequence[PictureSet]) -> dict[str, Any
     """What the page's script works on: the measures, the cases, and what the comparer shows first."""
     first = next((one for one in summary.methods if one != summary.reference), summary.reference)
     return {
-        "columns": [visible(column.label) for column in summary.columns],
+        "columns": [[visible(column.label), not column.detail] for column in summary.columns],
         "start": [visible(first), visible(summary.reference)],
         "sets": [_set_data(one, summary) for one in pictures],
     }

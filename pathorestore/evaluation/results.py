@@ -16,13 +16,15 @@ class Column:
     """One number that is taken of every image.
 
     key: its name in tables. label, unit: for readers. better: which way is good; "zero" is a signed difference that should vanish, "none"
-    describes and does not judge. note: a sentence about what it is.
+    describes and does not judge. detail: a part of another column, which is told in tables, and neither drawn nor tested. note: a sentence
+    about what it is.
     """
 
     key: str
     label: str
     unit: str = ""
     better: Better = "higher"
+    detail: bool = False
     note: str = ""
 
 

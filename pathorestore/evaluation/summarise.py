@@ -145,11 +145,11 @@ def _gain(table: _Table, column: Column, method: str, first: str, cases: Sequenc
 
 
 def _comparisons(table: _Table, question: Question) -> list[Compared]:
-    """The reference against every other method in every column that says which way is good; Holm over all of these tests."""
+    """The reference against every other method in every whole column that says which way is good; Holm over all of these tests."""
     asked, tests = [], []
     for column in question.columns:
         for other in question.methods:
-            if other == question.reference or column.better not in ("higher", "lower"):
+            if other == question.reference or column.detail or column.better not in ("higher", "lower"):
                 continue
             mine, groups = table.values(question.reference, column.key)
             theirs, _ = table.values(other, column.key)

@@ -66,7 +66,7 @@ def _parquet(header: Sequence[str], table: Sequence[Sequence[object]]) -> bytes 
 
 def terminal_text(summary: Summary) -> str:
     """Means by method and column, and what is claimed of the reference."""
-    main = [one for one in summary.columns if one.better != "none" and not one.key.startswith(("intensity_", "texture_"))]
+    main = [one for one in summary.columns if one.better != "none" and not one.detail]
     rows = [["", *_shown_methods(summary)]]
     rows += [[_title(column), *(_mean(summary, column, method) for method in _shown_methods(summary))] for column in main]
     lines = [f"{summary.cases} cases, {summary.groups} {summary.unit}s", aligned(rows, right=frozenset(range(1, len(rows[0]))))]
@@ -103,7 +103,7 @@ def _by_distance(summary: Summary, column: Column) -> str:
     """Means of the methods at each distance, and what they gain over the first with the interval of that."""
     bins = {(one.low_um, one.method): one for one in summary.bins if one.column == column.key}
     places = sorted({(one.low_um, one.high_um) for one in bins.values()})
-    if not places or column.better == "none":
+    if not places or column.detail or column.better == "none":
         return ""
     overall = {score.method: score for score in summary.scores if score.column == column.key}
     rows = [[_place(*place), *(_with_gain(column, bins.get((place[0], name))) for name in summary.methods)] for place in places]

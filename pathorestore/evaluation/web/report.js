@@ -23,11 +23,11 @@
   function pickColumns() {
     const box = document.querySelector(".columns");
     if (data.columns.length <= 8) return;
-    data.columns.forEach((label, index) => {
-      const shown = make("input", [], { type: "checkbox", checked: true });
-      shown.addEventListener("change", () => {
-        document.querySelectorAll(`[data-column="${index}"]`).forEach((part) => { part.hidden = !shown.checked; });
-      });
+    data.columns.forEach(([label, whole], index) => {
+      const shown = make("input", [], { type: "checkbox", checked: whole });
+      const show = () => document.querySelectorAll(`[data-column="${index}"]`).forEach((part) => { part.hidden = !shown.checked; });
+      shown.addEventListener("change", show);
+      show();
       box.querySelector("div").append(make("label", [shown, " ", make("bdi", [label], {})], {}));
     });
     box.hidden = false;
