@@ -13,7 +13,6 @@ if TYPE_CHECKING:
     from jsonargparse import ArgumentParser, Namespace
 
     from pathorestore.evaluation.plan import EvaluateOptions, Plan
-    from pathorestore.evaluation.run import Evaluation
 
 Bar = Callable[[str], Callable[..., None]]
 Say = Callable[[str], None]
@@ -89,7 +88,6 @@ def run_evaluate(arguments: "Namespace", bar: Bar, clock: Callable[[], str], err
     ready = plan(options, progress=bar("tile"))
     with open_folder(folder, ready, overwrite=arguments.overwrite) as journal:
         evaluation = ready.evaluation(journal, progress=bar("image tuned on"))
-        _check_reference(options, evaluation)
         for name, why in ready.left_out.items():
             say(f"left out: {name}: {why}")
         written = write_all(
@@ -161,12 +159,6 @@ def named(words: Sequence[str], option: str) -> tuple[tuple[str, str], ...]:
     return tuple(pairs)
 
 
-def _check_reference(options: "EvaluateOptions", evaluation: "Evaluation") -> None:
-    names = [method.name for method in evaluation.methods]
-    if options.reference and options.reference not in names:
-        raise ValueError(f"--reference {options.reference!r} is none of the methods {', '.join(names)}")
-
-
 def _printer(arguments: "Namespace") -> Say:
     def say(line: str) -> None:
         if not arguments.quiet:
@@ -188,5 +180,5 @@ def _facts(ready: "Plan", clock: Callable[[], str], seconds: float) -> dict[str,
         "python": platform.python_version(),
         "machine": f"{platform.machine()}, {os.cpu_count()} cores",
         "seconds": round(seconds, 1),
-        **ready.settings,
+        **ready.facts,
     }

@@ -73,9 +73,18 @@ def test_facts_reach_their_images_and_repeated_ones_are_refused(tmp_path, folder
     table.write_text("file\na.png\na.tif\n")
     with pytest.raises(PlanError, match=r"row 3: 'a.tif' has been named before"):
         read_facts(table)
-    table.write_text("name\na\n")
-    with pytest.raises(PlanError, match="column file is missing"):
-        read_facts(table)
+    for text, told in (
+        ("name\na\n", "column file is missing"),
+        ("file,mpp,mpp\na,1,2\n", "stands there twice"),
+        ("file,mpp\na,0\n", "row 2, column mpp: got 0"),
+        ("file,mpp\na,one\n", "facts.csv, row 2, column mpp: got 'one'"),
+    ):
+        table.write_text(text)
+        with pytest.raises(PlanError, match=told):
+            read_facts(table)
+    table.write_text("file,slide\nother.png,S\n")
+    with pytest.raises(PlanError, match="the facts name none of the 2 images"):
+        files_of_folder(clean, degraded, read_facts(table))
 
 
 def test_a_manifest_gives_pairs_or_sharp_images_but_not_both(tmp_path, folders):
@@ -102,6 +111,30 @@ def test_absolute_paths_of_a_manifest_are_called_by_their_names_where_these_diff
     save(clean / "sub" / "a.png", tissue(9))
     write_manifest(tmp_path / "m.csv", [*rows, Row(path=str(clean / "sub/a.png"), split="val")])
     assert len({key.name for key in files_of_manifest(tmp_path / "m.csv", "val")}) == 3
+
+
+def test_planes_of_one_target_are_of_one_field_and_a_file_named_twice_is_refused(tmp_path, folders):
+    save(tmp_path / "degraded" / "a2.tif", tissue(0, 96, 80) // 3)
+    rows = [Row(path=f"degraded/{name}.tif", target="clean/a.png", split="val") for name in ("a", "a2")]
+    write_manifest(tmp_path / "m.csv", rows)
+    assert [(key.image, key.field) for key in files_of_manifest(tmp_path / "m.csv", "val")] == [
+        ("degraded/a", "clean/a"),
+        ("degraded/a2", "clean/a"),
+    ]
+    write_manifest(tmp_path / "m.csv", [rows[0], rows[0]])
+    with pytest.raises(PlanError, match=r"'degraded/a.tif' stands in two rows"):
+        files_of_manifest(tmp_path / "m.csv", "val")
+
+
+def test_the_pixel_size_of_a_file_counts_where_nothing_else_tells(tmp_path):
+    import tifffile
+
+    (tmp_path / "clean").mkdir()
+    tifffile.imwrite(tmp_path / "clean" / "a.tif", tissue(0, 96, 80), resolution=(20000, 20000), resolutionunit="CENTIMETER")
+    keys = files_of_folder(tmp_path / "clean")
+    assert FilePairs(keys=tuple(keys)).load(keys[0]).key.mpp == pytest.approx(0.5)
+    cases = SimulatedDefocus(keys, z_um=(1.0,), setting=Setting.ideal())
+    assert cases.load(cases.keys[0]).clean.shape[-2:] == (192, 160)
 
 
 def test_a_partner_of_another_size_is_refused_with_both_sizes(folders):

@@ -3,6 +3,7 @@
 import math
 import os
 import sqlite3
+import threading
 from dataclasses import replace
 from pathlib import Path
 
@@ -13,11 +14,12 @@ from tissue_files import save, tissue
 
 from pathorestore.degradations.recipes import Setting
 from pathorestore.evaluation.case_files import files_of_folder
-from pathorestore.evaluation.cases import FilePairs, SimulatedDefocus
+from pathorestore.evaluation.cases import CaseKey, FilePairs, SimulatedDefocus
 from pathorestore.evaluation.journal import JOURNAL, Journal
 from pathorestore.evaluation.measures import Features, Tools, chosen_measures
-from pathorestore.evaluation.methods import CLEAN, UNSHARP, WIENER, Degraded, RestoredFiles, tune, tuned_methods
+from pathorestore.evaluation.methods import CLEAN, UNSHARP, WIENER, Degraded, Restored, RestoredFiles, tune, tuned_methods
 from pathorestore.evaluation.pictures import PictureShelf, extremes, picture_sets, spread
+from pathorestore.evaluation.plan import check_names
 from pathorestore.evaluation.results import ScoreRow
 from pathorestore.evaluation.run import Evaluation
 from pathorestore.metrics.fidelity import psnr
@@ -57,7 +59,7 @@ def evaluation(cases, *methods, names=("psnr",), **options):
 def rows_of(folder, run, shelf=None):
     with Journal(folder, {"same": 1}) as journal:
         run.run(journal, shelf or PictureShelf(folder, ()))
-        return list(journal.rows())
+        return run.rows(journal)
 
 
 def test_every_case_has_a_row_of_every_method_with_the_metric_itself(tmp_path, cases):
@@ -91,8 +93,9 @@ def test_a_bad_file_is_a_row_that_says_so_and_ends_nothing(tmp_path, cases):
     cases.keys[1].degraded.write_bytes(b"no image")
     told = []
     with Journal(tmp_path / "out", {}) as journal:
-        evaluation(cases, Degraded()).run(journal, PictureShelf(tmp_path, ()), on_failure=lambda *words: told.append(words))
-        rows = list(journal.rows())
+        run = evaluation(cases, Degraded())
+        run.run(journal, PictureShelf(tmp_path, ()), on_failure=lambda *words: told.append(words))
+        rows = run.rows(journal)
     assert [bool(row.error) for row in rows] == [False, True, False]
     assert told == [("b.png", "degraded", rows[1].error)]
     assert "b.png" in rows[1].error
@@ -152,20 +155,83 @@ def test_the_clean_image_is_measured_where_no_partner_is_needed(tmp_path, cases)
     features = Features(name="mean", label="mean", of=lambda image: image.mean(dim=(2, 3)))
     rows = rows_of(tmp_path / "out", evaluation(cases, Degraded(), features=features))
     with Journal(tmp_path / "out", {"same": 1}) as journal:
-        (first, *_) = journal.arrays("features", CLEAN)
-    assert torch.equal(first, read_image_file(cases.keys[0].clean).image.mean(dim=(2, 3))[0])
+        found = journal.arrays("features", CLEAN)
+    assert list(found) == ["a.png", "b.png", "c.png"]
+    assert torch.equal(found["a.png"], read_image_file(cases.keys[0].clean).image.mean(dim=(2, 3))[0])
     clean = [row for row in rows if row.method == CLEAN]
     assert [row.case for row in clean] == ["a.png", "b.png", "c.png"]
     assert all(row.scores == {} for row in clean)
 
 
-def test_two_methods_of_one_name_or_none_are_refused(cases):
-    with pytest.raises(ValueError, match="named twice"):
-        evaluation(cases, Degraded(), Degraded())
-    with pytest.raises(ValueError, match="name of the target"):
-        evaluation(cases, replace(Degraded(), name=CLEAN))
-    with pytest.raises(ValueError, match="nothing to evaluate"):
-        evaluation(cases)
+def test_two_methods_of_one_name_or_none_are_refused():
+    check_names(["a", "b"], "b")
+    for names, reference, told in (
+        (["a", "a"], "", "named twice"),
+        (["a", CLEAN], "", "name of the target"),
+        ([], "", "nothing to evaluate"),
+        (["a"], "b", "none of the methods a"),
+    ):
+        with pytest.raises(ValueError, match=told):
+            check_names(names, reference)
+
+
+def test_a_file_that_changed_is_measured_anew_and_no_other(tmp_path, cases):
+    before = rows_of(tmp_path / "out", evaluation(cases, Degraded()))
+    save(cases.keys[1].degraded, (tissue(1, 96, 80) * 0.5).astype(np.uint8))
+    counted = Made("degraded", lambda case: case.degraded)
+    counted.identity = Degraded().identity
+    after = rows_of(tmp_path / "out", evaluation(cases, counted))
+    assert counted.calls == ["b.png"]
+    assert [row.case for row in after] == ["a.png", "b.png", "c.png"]
+    assert after[1].scores["psnr_db"] < before[1].scores["psnr_db"] - 5
+    assert (after[0], after[2]) == (before[0], before[2])
+
+
+def test_another_method_of_one_name_is_measured_anew(tmp_path, cases):
+    def method(identity, share):
+        made = Made("mine", lambda case: case.clean * share)
+        made.identity = identity
+        return made
+
+    first = rows_of(tmp_path / "out", evaluation(cases, method("v1", 0.9)))
+    second = rows_of(tmp_path / "out", evaluation(cases, method("v2", 0.5)))
+    assert second[0].scores["psnr_db"] < first[0].scores["psnr_db"] - 5
+
+
+def test_a_case_that_is_gone_leaves_the_table(tmp_path, cases):
+    rows_of(tmp_path / "out", evaluation(cases, Degraded()))
+    fewer = replace(cases, keys=cases.keys[:2])
+    assert [row.case for row in rows_of(tmp_path / "out", evaluation(fewer, Degraded()))] == ["a.png", "b.png"]
+
+
+def test_equal_patches_leave_the_others_their_mean(tmp_path, cases):
+    def half(case):
+        image = case.degraded.clone()
+        image[..., :48, :] = case.clean[..., :48, :]
+        return image
+
+    (row, *_) = rows_of(tmp_path / "out", evaluation(cases, Made("half", half), patch_px=48))
+    (whole, *_) = rows_of(tmp_path / "whole", evaluation(cases, Made("clean below", lambda case: case.clean), patch_px=48))
+    assert 20 < row.scores["psnr_db"] < 60
+    assert whole.scores["psnr_db"] == math.inf
+
+
+def test_a_cropped_evaluation_restores_the_whole_image_and_judges_the_crop(tmp_path, cases):
+    seen = []
+
+    class Watched:
+        tile_px = 64
+
+        def restore(self, image, *, seed=0):
+            seen.append(tuple(image.shape[-2:]))
+            return image
+
+    cropped = replace(cases, crop_px=40)
+    method = Restored("watched", Watched(), identity="w", window=cropped.window)
+    case = cropped.load(cropped.keys[0])
+    assert torch.equal(method(case), case.degraded)
+    assert seen == [(96, 80)]
+    assert case.degraded.shape[-2:] == (40, 40)
 
 
 def test_restored_files_are_cropped_like_the_clean_ones(tmp_path, cases):
@@ -203,12 +269,13 @@ def test_a_row_survives_the_disk_to_the_last_bit(tmp_path):
     with Journal(tmp_path, {"a": 1}) as journal:
         journal.add(row, {"risk": torch.tensor([[1.0, 2.0], [0.1, 4.0]])})
         assert journal.has(row.case, "m")
+        assert not journal.has(row.case, "m", stamp="new")
         assert not journal.has(row.case, "other")
     with Journal(tmp_path, {"a": 1}) as journal:
         assert list(journal.rows()) == [row]
-        (points,) = journal.arrays("risk", "m")
+        (points,) = journal.arrays("risk", "m").values()
         assert torch.equal(points, torch.tensor([1.0, 2.0, 0.1, 4.0]))
-        assert journal.arrays("features", "m") == []
+        assert journal.arrays("features", "m") == {}
 
 
 def test_a_journal_of_other_settings_is_not_gone_on_with(tmp_path):
@@ -218,6 +285,30 @@ def test_a_journal_of_other_settings_is_not_gone_on_with(tmp_path):
         Journal(tmp_path, {"crop_px": 512, "seed": 0})
     with Journal(tmp_path, {"crop_px": 512, "seed": 0}, fresh=True) as journal:
         assert list(journal.rows()) == []
+
+
+def test_a_first_try_that_kept_nothing_binds_nobody(tmp_path):
+    with Journal(tmp_path, {"crop_px": 256}):
+        pass
+    with Journal(tmp_path, {"crop_px": 512}) as journal:
+        journal.add(ScoreRow(case="a", method="m"))
+
+
+def test_names_of_patients_are_for_their_owner_alone(tmp_path):
+    with Journal(tmp_path, {}) as journal:
+        assert journal.path.stat().st_mode & 0o077 == 0
+
+
+def test_somebody_who_reads_does_not_end_the_evaluation(tmp_path):
+    with Journal(tmp_path, {}) as journal:
+        reader = sqlite3.connect(journal.path, isolation_level=None, check_same_thread=False)
+        reader.execute("begin")
+        reader.execute("select * from rows").fetchall()
+        closer = threading.Timer(0.5, reader.close)
+        closer.start()
+        journal.add(ScoreRow(case="a", method="m"))
+        closer.join()
+        assert journal.has("a", "m")
 
 
 def test_two_processes_do_not_write_one_evaluation(tmp_path):
@@ -290,7 +381,9 @@ def test_pictures_are_spread_over_all_cases_and_the_extremes_are_found():
 def test_names_of_cases_cannot_leave_the_folder_of_pictures(tmp_path):
     shelf = PictureShelf(tmp_path, ())
     image = torch.zeros(1, 3, 16, 16)
-    shelf.keep("../../x", "../y", image, image)
-    (path,) = shelf.on_it("../../x", ["../y"]).values()
+    key = CaseKey(name="../../x", image="x", clean=Path("x"))
+    shelf.keep(key, "../y", image, image)
+    (path,) = shelf.on_it(key, ["../y"]).values()
     assert path.parent == tmp_path / "pictures"
     assert not (Path(tmp_path).parent / "x").exists()
+    assert PictureShelf(tmp_path, (), stamp=lambda *_: "later").on_it(key, ["../y"]) == {}

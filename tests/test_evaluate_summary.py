@@ -10,6 +10,7 @@ import torch
 from scipy.stats import wilcoxon
 
 from pathorestore.evaluation.measures import AGREEING, Features
+from pathorestore.evaluation.methods import CLEAN
 from pathorestore.evaluation.results import Column, ScoreRow
 from pathorestore.evaluation.summarise import Question, summarise
 from pathorestore.evaluation.tables import markdown, terminal_text, write_tables
@@ -68,6 +69,39 @@ def test_p_values_are_wilcoxons_over_slide_means_and_holm_multiplies_them_up():
     assert first.p_holm == pytest.approx(2 * first.p) == pytest.approx(second.p_holm)
 
 
+def test_one_image_at_many_distances_is_one_image_to_a_test():
+    rows = [
+        ScoreRow(case=f"{image} at {z}", method=method, image=image, z_um=float(z), scores={"up": 20.0 + z + (method == "good")})
+        for image in "abc"
+        for z in range(8)
+        for method in ("base", "good")
+    ]
+    (one,) = summarise(rows, question(methods=("base", "good"), columns=(HIGHER,))).comparisons
+    assert (one.n, one.unit, one.images, one.wins, one.verdict) == (3, "image", 3, 3, "")
+    assert "fewer than 10" in one.reason
+
+
+def test_nothing_is_claimed_where_slides_and_images_disagree():
+    rows = []
+    for slide in range(30):
+        for image in range(200 if slide == 0 else 1):
+            for method in ("base", "good"):
+                gain = (-2.0 if slide == 0 else 1.0) * (method == "good")
+                rows.append(ScoreRow(case=f"{slide} {image}", method=method, slide=f"s{slide}", scores={"up": 20 + gain}))
+    (one,) = summarise(rows, question(methods=("base", "good"), columns=(HIGHER,))).comparisons
+    assert one.difference.mean < 0
+    assert one.p_holm < 0.01
+    assert (one.verdict, one.reason) == ("", "the mean over groups and the mean over cases point different ways")
+
+
+def test_perfect_images_are_counted_beside_the_mean():
+    rows = [ScoreRow(case=str(n), method="m", image=str(n), scores={"up": math.inf if n < 2 else 20.0}) for n in range(6)]
+    (score,) = summarise(rows, question(methods=("m",), reference="m", columns=(HIGHER,))).scores
+    assert (score.interval.mean, score.images, score.perfect, score.without) == (20, 6, 2, 0)
+    (all_of_them,) = summarise(rows[:2], question(methods=("m",), reference="m", columns=(HIGHER,))).scores
+    assert all_of_them.interval.mean == math.inf
+
+
 def test_few_pairs_allow_no_claim():
     summary = summarise(made_up(images=8, slides=4), question())
     assert {one.verdict for one in summary.comparisons} == {""}
@@ -102,7 +136,7 @@ def test_missing_numbers_are_left_out_and_counted_and_failures_are_listed():
     score = next(score for score in summary.scores if (score.column, score.method) == ("up", "good"))
     assert (score.images, score.without) == (22, 1)
     assert summary.failures == (("c0", "good", "no such file"),)
-    assert summary.left_out == {"m, 1 times": "too small"}
+    assert summary.left_out == {"m, in 1 of 71 rows": "too small"}
     assert next(one for one in summary.comparisons if (one.column, one.other) == ("up", "base")).images == 22
 
 
@@ -155,9 +189,9 @@ def test_agreement_is_that_of_the_same_images():
 
 def test_a_risk_that_knows_the_error_has_the_oracles_curve():
     errors = np.random.default_rng(0).exponential(size=200)
-    points = [torch.tensor(part)[:, None].expand(-1, 2).flatten() for part in errors.reshape(4, 50)]
-    rows = [ScoreRow(case="c", method="m")]
-    (curve,) = summarise(rows, question(methods=("m",), reference="m", columns=()), lambda kind, _: points if kind == "risk" else []).risk
+    points = {f"c{number}": torch.tensor(part)[:, None].expand(-1, 2).flatten() for number, part in enumerate(errors.reshape(4, 50))}
+    rows = [ScoreRow(case=case, method="m") for case in points]
+    (curve,) = summarise(rows, question(methods=("m",), reference="m", columns=()), lambda kind, _: points if kind == "risk" else {}).risk
     assert curve.error == pytest.approx(curve.oracle)
     assert (curve.spearman, curve.images) == (pytest.approx(1), 4)
     assert curve.mean_error == pytest.approx(errors.mean()) == pytest.approx(curve.error[-1])
@@ -166,12 +200,16 @@ def test_a_risk_that_knows_the_error_has_the_oracles_curve():
 def test_images_equal_to_the_clean_ones_have_no_distance_as_a_set():
     rng = np.random.default_rng(0)
     features = Features(name="f", label="Frechet", of=torch.flatten)
-    vectors = [torch.tensor(rng.normal(size=4)) for _ in range(12)]
-    asked = question(methods=("m",), reference="m", columns=(), features=features)
-    summary = summarise([ScoreRow(case="c", method="m")], asked, lambda kind, _: vectors if kind == "features" else [])
-    ((label, method, value, note),) = summary.set_scores
-    assert (label, method, note) == ("Frechet", "m", "12 images, indicative: fewer than 2048")
+    vectors = {f"c{number}": torch.tensor(rng.normal(size=4)) for number in range(12)}
+    shifted = {case: vector + 1 for case, vector in vectors.items()}
+    arrays = {CLEAN: vectors, "m": vectors, "far": shifted}
+    rows = [ScoreRow(case=case, method="m", image=case) for case in vectors]
+    asked = question(methods=("m", "far"), reference="m", columns=(), features=features)
+    summary = summarise(rows, asked, lambda kind, name: arrays[name] if kind == "features" else {})
+    ((label, method, value, note), (_, _, apart, _)) = summary.set_scores
+    assert (label, method, note) == ("Frechet", "m", "12 cases of 12 images, indicative: fewer than 2048")
     assert value == pytest.approx(0, abs=1e-6)
+    assert apart == pytest.approx(4, abs=1e-6)
 
 
 def test_a_reference_that_is_no_method_is_refused():

@@ -352,7 +352,7 @@ def test_a_comparison_tells_difference_p_wins_verdict_and_why_there_is_no_claim(
         "0.0300",
         "0.400",
         "31 slides",
-        "40 of 124 cases, 2 ties",
+        "40 of 124 images, 2 ties",
         "no claim",
         "9 pairs are fewer than 10",
     ):

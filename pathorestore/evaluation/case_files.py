@@ -1,6 +1,7 @@
 """Which files belong together in an evaluation: folders by name, manifests by their rows."""
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections import Counter
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -22,6 +23,8 @@ def files_of_folder(clean: Path, degraded: Path | None = None, facts: Mapping[st
         example, other = next(iter(names)), next(iter(partners))
         raise PlanError(f"{degraded}: no file has the name of one in {clean} ({other} here, {example} there); name partners alike")
     known = facts or {}
+    if known and not set(known) & set(names):
+        raise PlanError(f"the facts name none of the {len(names)} images of {clean}; expected their names, such as {next(iter(names))}")
     keys = [CaseKey(name=path.relative_to(clean).as_posix(), image=name, clean=path) for name, path in names.items()]
     return [_informed(replace(key, degraded=partners.get(key.image)), known.get(key.image)) for key in keys]
 
@@ -39,12 +42,16 @@ def files_of_manifest(path: Path, split: str) -> list[CaseKey]:
     paired = [bool(row.target) for row in rows]
     if any(paired) and not all(paired):
         raise PlanError(f"{path}: some rows of split {split!r} have a target and some have none; evaluate them one after the other")
+    twice = sorted(path for path, times in Counter(row.path for row in rows).items() if times > 1)
+    if twice:
+        raise PlanError(f"{path}: {twice[0]!r} stands in two rows of split {split!r}; expected each file once, delete one")
     keys = []
     short = _short_names([row.path for row in rows])
     for row in rows:
         own = manifest.resolve(row.path)
         clean, degraded = (manifest.resolve(row.target), own) if row.target else (own, None)
-        keys.append(_informed(CaseKey(name=short[row.path], image=_stem(Path(short[row.path])), clean=clean, degraded=degraded), row))
+        name, field = short[row.path], _stem(Path(row.target)) if row.target else ""
+        keys.append(_informed(CaseKey(name=name, image=_stem(Path(name)), field=field, clean=clean, degraded=degraded), row))
     return keys
 
 
@@ -55,15 +62,23 @@ def read_facts(path: Path) -> dict[str, Row]:
     """
     header, table = read_table(path)
     column = next((name for name in ("file", "path") if name in header), None)
-    if column is None:
-        raise PlanError(f"{path}, row 1: column file is missing, got columns {', '.join(map(repr, header))}; add it")
+    if column is None or len(set(header)) < len(header):
+        what = "column file is missing" if column is None else "a column stands there twice"
+        raise PlanError(f"{path}, row 1: {what}, got columns {', '.join(map(repr, header))}; mend the header")
     facts: dict[str, Row] = {}
     for number, cells in enumerate(table, start=2):
         values = dict(zip(header, cells, strict=True))
         name = _stem(Path(values[column]))
         if name in facts:
             raise PlanError(f"{path}, row {number}: {values[column]!r} has been named before; expected each image once, delete one row")
-        mpp, z_um = (parse_number(key, values.get(key, "")) for key in ("mpp", "z_um"))
+        try:
+            mpp, z_um = (parse_number(key, values.get(key, "")) for key in ("mpp", "z_um"))
+        except ValueError as error:
+            raise PlanError(f"{path}, row {number}, {error}") from None
+        if mpp is not None and not 0 < mpp < float("inf"):
+            raise PlanError(
+                f"{path}, row {number}, column mpp: got {mpp:g}, expected um per pixel such as 0.25; leave it empty if not known"
+            )
         facts[name] = Row(path=values[column], slide=values.get("slide", ""), patient=values.get("patient", ""), mpp=mpp, z_um=z_um)
     return facts
 
@@ -99,15 +114,10 @@ def chosen(keys: Sequence[CaseKey], limit: int | None) -> list[CaseKey]:
     return [keys[index * len(keys) // limit] for index in range(limit)]
 
 
-def unpaired(keys: Iterable[CaseKey]) -> list[CaseKey]:
-    """The keys without a degraded partner."""
-    return [key for key in keys if key.degraded is None]
-
-
 def _short_names(paths: Sequence[str]) -> dict[str, str]:
     """Absolute paths by their last parts, where these tell them apart; others as they are."""
     last = {path: Path(path).name if Path(path).is_absolute() else path for path in paths}
-    return last if len(set(last.values())) == len(set(paths)) else {path: path for path in paths}
+    return last if len({_stem(Path(name)) for name in last.values()}) == len(paths) else {path: path for path in paths}
 
 
 def _stem(path: Path) -> str:

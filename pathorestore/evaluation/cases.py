@@ -22,12 +22,14 @@ DESIGN_MPP = 0.25
 class CaseKey:
     """A case before it is loaded. name: its own; image: the file's name, by which restored files are found, with `/` between folders.
 
+    field: what it shows, by which cases are told to be of one image: planes of a stack have one target; "" is `image`.
     clean, degraded: the files, degraded None where there is none. mpp: of the images that are judged. mpp, z_um: None if not known.
     slide, patient: "" if not known.
     """
 
     name: str
     image: str
+    field: str = ""
     clean: Path
     degraded: Path | None = None
     slide: str = ""
@@ -38,11 +40,15 @@ class CaseKey:
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Case:
-    """A loaded case. clean, degraded: 1 3 h w in [0, 1] of one size. simulated: how the degraded image came about, if here."""
+    """A loaded case. clean, degraded: 1 3 h w in [0, 1] of one size. simulated: how the degraded image came about, if here.
+
+    whole: the degraded image before it was cropped, for methods that look beyond the edge; None if it was not.
+    """
 
     key: CaseKey
     clean: Tensor
     degraded: Tensor | None = None
+    whole: Tensor | None = None
     simulated: Degraded | None = None
 
 
@@ -72,12 +78,15 @@ class FilePairs:
 
     def load(self, key: CaseKey) -> Case:
         """Read the files of a case."""
-        clean = self.window(read_image_file(key.clean).image)
+        file = read_image_file(key.clean)
+        key = replace(key, mpp=key.mpp or file.pixel_um)
+        clean = self.window(file.image)
         if key.degraded is None:
             return Case(key=key, clean=clean)
-        degraded = self.window(read_image_file(key.degraded).image)
-        check_size(degraded, clean, key.degraded)
-        return Case(key=key, clean=clean, degraded=degraded)
+        whole = read_image_file(key.degraded).image
+        check_size(whole, file.image, key.degraded)
+        degraded = self.window(whole)
+        return Case(key=key, clean=clean, degraded=degraded, whole=None if degraded.shape == whole.shape else whole)
 
     def window(self, image: Tensor) -> Tensor:
         """The part of a whole image that is judged."""
@@ -88,12 +97,11 @@ class SimulatedDefocus:
     """Sharp files, each put out of focus at every distance.
 
     Images of a known pixel size are brought to 0.25 um first: oversampled ones are soft in focus and no targets as they are. Others are
-    taken to have it. The noise of a case depends on the seed, the image's name and the distance alone.
+    taken to have it. The noise of a case depends on the seed, the file's name and the distance alone.
     """
 
     def __init__(self, files: Sequence[CaseKey], *, z_um: Sequence[float], setting: Setting, seed: int = 0, crop_px: int = 0):
-        repeated = {f"{z:g}" for z in z_um if list(z_um).count(z) > 1}
-        if not z_um or repeated:
+        if not z_um or len({f"{z:g}" for z in z_um}) < len(z_um):
             raise ValueError(f"--simulate needs one or more different distances in um; got {list(z_um)}")
         self.z_um, self.setting, self.seed, self.crop_px = tuple(z_um), setting, seed, crop_px
         self.keys = tuple(replace(file, name=f"{file.name} at {z:g} um", z_um=z, mpp=DESIGN_MPP) for file in files for z in z_um)
@@ -108,9 +116,10 @@ class SimulatedDefocus:
         """The degraded image and its parameters."""
         if key.z_um is None:
             raise ValueError(f"{key.name} has no distance; expected a key of this list")
-        sharp = self.window(at_design_mpp(read_image_file(key.clean).image, self._source_mpp[key.image]))
+        file = read_image_file(key.clean)
+        sharp = self.window(at_design_mpp(file.image, self._source_mpp[key.image] or file.pixel_um))
         # hashed, because torch's CPU generator takes only the low 32 bits of its seed
-        digest = hashlib.sha256(f"{self.seed} {key.image} {key.z_um:.6f}".encode("utf-8", "surrogateescape")).digest()
+        digest = hashlib.sha256(f"{self.seed} {key.clean.name} {key.z_um:.6f}".encode("utf-8", "surrogateescape")).digest()
         generator = torch.Generator().manual_seed(int.from_bytes(digest[:4], "big"))
         return degrade(sharp, torch.tensor([key.z_um]), setting=self.setting, generator=generator)
 

@@ -54,6 +54,7 @@ class Tools:
     encoder_name: str = ""
 
 
+FRECHET = "frechet"  # of sets, not of images
 AGREEING = (
     Agreeing(quantity="nuclei_count", label="Nuclei in an image", unit="", column="nuclei_count", clean_column="nuclei_count_clean"),
     Agreeing(
@@ -67,9 +68,9 @@ def chosen_measures(names: Sequence[str], tools: Tools) -> tuple[list[Measure], 
 
     Raises ValueError for a name that is none.
     """
-    unknown = [name for name in names if name not in MEASURES]
+    unknown = [name for name in names if name not in (*MEASURES, FRECHET)]
     if unknown:
-        raise ValueError(f"--metrics {unknown[0]!r} is no metric; expected some of {', '.join(MEASURES)}")
+        raise ValueError(f"--metrics {unknown[0]!r} is no metric; expected some of {', '.join((*MEASURES, FRECHET))}")
     measures, left_out = [], {}
     for name, make in MEASURES.items():
         if names and name not in names:
@@ -199,7 +200,7 @@ class _Nuclei:
         return self._cached[mpp].for_image(case.key.image)
 
     def _at(self, mpp: float) -> NucleiSegmenter:
-        if isinstance(self.segmenter, Watershed | InstanSeg):  # which scale themselves
+        if isinstance(self.segmenter, Watershed | InstanSeg | Precomputed):  # which scale themselves, or need not
             return replace(self.segmenter, mpp=mpp)
         return self.segmenter if self.segmenter.mpp == mpp else AtScale(self.segmenter, mpp)
 

@@ -2,7 +2,7 @@
 
 import math
 from collections import defaultdict
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from pathorestore.evaluation.case_files import named_files
-from pathorestore.evaluation.cases import Case, Cases, SimulatedDefocus, check_size
+from pathorestore.evaluation.cases import Case, CaseKey, Cases, SimulatedDefocus, check_size
 from pathorestore.metrics.fidelity import psnr
 from pathorestore.pipelines.batch import PlanError
 from pathorestore.pipelines.classical import KnownWiener, UnsharpMask, unsharp_tries, wiener_tries
@@ -60,11 +60,15 @@ class RestoredFiles:
     def __init__(self, name: str, folder: Path, cases: Cases):
         self.name, self.folder, self._cases = name, folder, cases
         self.identity = str(folder.resolve())
-        self._files = named_files(folder)
-        wanted = {key.image for key in cases.keys}
-        if not wanted & set(self._files):
-            example, other = next(iter(self._files)), next(iter(sorted(wanted)))
+        files = named_files(folder)
+        self._files = {key.image: path for key in cases.keys if (path := _named_like(key.image, files)) is not None}
+        if not self._files:
+            example, other = next(iter(files)), min(key.image for key in cases.keys)
             raise PlanError(f"{folder}: no file has the name of a clean one ({example} here, {other} there); name restored files alike")
+
+    def files(self, key: CaseKey) -> tuple[Path, ...]:
+        """The file of a case, if it is there."""
+        return (self._files[key.image],) if key.image in self._files else ()
 
     def __call__(self, case: Case) -> Tensor:
         """Read the file of a case."""
@@ -78,15 +82,29 @@ class RestoredFiles:
 
 
 class Restored:
-    """A restorer at work. identity: of its weights and settings. risk: its risk map, whose predictions are then judged too."""
+    """A restorer at work. identity: of its weights and settings. risk: its risk map, whose predictions are then judged too.
 
-    def __init__(self, name: str, restorer: Restorer, *, identity: Any, seed: int = 0, risk: RiskMap | None = None):
-        self.name, self.restorer, self.seed = name, restorer, seed
+    window: the part of a whole image that is judged; the whole one is restored.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        restorer: Restorer,
+        *,
+        identity: Any,
+        seed: int = 0,
+        risk: RiskMap | None = None,
+        window: Callable[[Tensor], Tensor] = lambda image: image,
+    ):
+        self.name, self.restorer, self.seed, self._window = name, restorer, seed, window
         self.identity, self.risk = identity, risk
 
     def __call__(self, case: Case) -> Tensor:
         """Restore the degraded image."""
-        return self.restorer.restore(_degraded(case), seed=self.seed).cpu()
+        if case.whole is None:
+            return self.restorer.restore(_degraded(case), seed=self.seed).cpu()
+        return self._window(self.restorer.restore(case.whole, seed=self.seed).cpu())
 
     def risk_points(self, image: Tensor, case: Case, risk: RiskMap) -> Tensor:
         """Predicted and true local error n 2, in grey levels, at some pixels of the restored image, evenly spread."""
@@ -132,9 +150,9 @@ def tune(cases: Cases, *, wiener: bool, progress: Progress = silent) -> dict[str
     for number, key in enumerate(cases.keys, start=1):
         try:
             case = cases.load(key)
+            degraded, z_um = _degraded(case), _distance(case)
         except (ImageFileError, OSError):  # told when its turn comes
             continue
-        degraded, z_um = _degraded(case), _distance(case)
         for mask, image in unsharp_tries(degraded):
             totals[UNSHARP, z_um][mask].append(psnr(image, case.clean).item())
         if wiener and isinstance(cases, SimulatedDefocus) and case.simulated is not None:
@@ -153,6 +171,13 @@ def tuned_methods(found: Mapping[str, Mapping[str, Any]]) -> list[Method]:
     if WIENER in found:
         methods.append(Deconvolved({z: KnownWiener(**one) for z, one in found[WIENER].items()}))
     return methods
+
+
+def _named_like(image: str, files: Mapping[str, Path]) -> Path | None:
+    """The file of an image's name; where there is none, that of its last parts, since restoring a folder leaves its own name away."""
+    parts = image.split("/")
+    names = ("/".join(parts[first:]) for first in range(len(parts)))
+    return next((files[name] for name in names if name in files), None)
 
 
 def _degraded(case: Case) -> Tensor:

@@ -2,7 +2,7 @@
 
 import hashlib
 import io
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 
 from torch import Tensor
@@ -14,21 +14,25 @@ from pathorestore.image import to_uint8
 from pathorestore.pipelines.contact_sheet import busiest_corner
 
 PICTURES = "pictures"
+Stamp = Callable[[CaseKey, str], str]
 _SIDE_PX = 384
 
 
 class PictureShelf:
-    """A folder of pictures: of each case the busiest part of the clean image, at most side_px wide. cases: the names that are wanted."""
+    """A folder of pictures: of each case the busiest part of the clean image, at most side_px wide. cases: the names that are wanted.
 
-    def __init__(self, folder: Path, cases: Iterable[str], *, side_px: int = _SIDE_PX):
-        self.folder, self.side_px = folder / PICTURES, side_px
+    stamp: what a picture of a case under a label depends on; those of another stamp are not found again.
+    """
+
+    def __init__(self, folder: Path, cases: Iterable[str], *, side_px: int = _SIDE_PX, stamp: Stamp = lambda *_: ""):
+        self.folder, self.side_px, self._stamp = folder / PICTURES, side_px, stamp
         self._wanted = set(cases)
 
     def wants(self, case: str) -> bool:
         """Whether pictures of a case are kept."""
         return case in self._wanted
 
-    def keep(self, case: str, label: str, image: Tensor, clean: Tensor) -> None:
+    def keep(self, case: CaseKey, label: str, image: Tensor, clean: Tensor) -> None:
         """Write the picture of a case under a label. image, clean: 1 3 h w of one size."""
         from PIL import Image
 
@@ -38,15 +42,15 @@ class PictureShelf:
         Image.fromarray(to_uint8(part)).save(out, "PNG")
         write_atomic(self._path(case, label), out.getvalue())
 
-    def on_it(self, case: str, labels: Sequence[str]) -> dict[str, Path]:
+    def on_it(self, case: CaseKey, labels: Sequence[str]) -> dict[str, Path]:
         """The pictures of a case that are there, by label, in the order of the labels."""
         paths = {label: self._path(case, label) for label in labels}
         return {label: path for label, path in paths.items() if path.is_file()}
 
-    def _path(self, case: str, label: str) -> Path:
+    def _path(self, case: CaseKey, label: str) -> Path:
         # names of cases and methods are the user's, and may hold anything
-        digest = hashlib.sha256(f"{case}\0{label}".encode("utf-8", "surrogateescape")).hexdigest()
-        return self.folder / f"{digest[:24]}.png"
+        words = "\0".join((case.name, label, self._stamp(case, label)))
+        return self.folder / f"{hashlib.sha256(words.encode('utf-8', 'surrogateescape')).hexdigest()[:24]}.png"
 
 
 def spread(keys: Sequence[CaseKey], count: int) -> list[str]:
@@ -85,5 +89,5 @@ def picture_sets(
     return [
         PictureSet(case=key.name, z_um=key.z_um, why=why[key.name], pictures=pictures, scores=scores[key.name], pixel_um=key.mpp)
         for key in keys
-        if key.name in why and len(pictures := shelf.on_it(key.name, labels)) > 1
+        if key.name in why and len(pictures := shelf.on_it(key, labels)) > 1
     ]

@@ -1,5 +1,6 @@
 """From the wishes of a user to an evaluation that is ready: files, methods, metrics; and what becomes of its rows."""
 
+import hashlib
 import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
@@ -9,14 +10,15 @@ from typing import TYPE_CHECKING, Any, Literal
 from pathorestore.degradations.recipes import Setting
 from pathorestore.evaluation.case_files import chosen, files_of_folder, files_of_manifest, read_facts
 from pathorestore.evaluation.cases import CaseKey, Cases, FilePairs, SimulatedDefocus
-from pathorestore.evaluation.measures import AGREEING, Features, Measure, Tools, chosen_measures, frechet_features
-from pathorestore.evaluation.methods import DEGRADED, Degraded, Method, Restored, RestoredFiles, tune, tuned_methods
-from pathorestore.evaluation.run import Evaluation
+from pathorestore.evaluation.measures import AGREEING, FRECHET, Features, Measure, Tools, chosen_measures, frechet_features
+from pathorestore.evaluation.methods import CLEAN, DEGRADED, UNSHARP, WIENER, Degraded, Method, Restored, RestoredFiles, tune, tuned_methods
+from pathorestore.evaluation.run import Evaluation, state
 from pathorestore.evaluation.summarise import Grouping, Question
 from pathorestore.pipelines.assemble import RestoreOptions, ready_restorer
 from pathorestore.pipelines.batch import PlanError
 from pathorestore.pipelines.restorer import Progress, silent
 from pathorestore.pipelines.trust import DEFAULT_SEEDS, ready_risk_map
+from pathorestore.version import __version__
 
 if TYPE_CHECKING:
     from pathorestore.evaluation.journal import Journal
@@ -65,16 +67,30 @@ class EvaluateOptions:
     restore: RestoreOptions = field(default_factory=RestoreOptions)
 
     def __post_init__(self) -> None:
-        if (self.clean is None) == (self.manifest is None):
-            raise ValueError("name the clean images with --clean FOLDER, or pairs with --manifest FILE, one of them")
-        if self.degraded and (self.simulate or self.manifest):
-            raise ValueError("--degraded belongs to --clean; with --simulate or --manifest it has no place")
-        if self.setting not in SETTINGS:
-            raise ValueError(f"--setting {self.setting!r} is unknown; expected one of {', '.join(SETTINGS)}")
-        if "wiener" in self.baselines and not self.simulate:
-            raise ValueError("--baseline wiener needs the PSF, which is known of simulated images only; add --simulate or leave it out")
-        if min(self.patch_px, self.crop_px, self.pictures) < 0:
-            raise ValueError(f"--patch {self.patch_px}, --crop {self.crop_px} and --pictures {self.pictures} must not be negative")
+        tuned = {"unsharp", "wiener"} & set(self.baselines)
+        cut = bool(self.patch_px or self.crop_px or self.simulate)
+        refused = {
+            "name the clean images with --clean, or pairs with --manifest, one of them": (self.clean is None) == (self.manifest is None),
+            "--degraded belongs to --clean; --simulate and --manifest bring their own": self.degraded and (self.simulate or self.manifest),
+            "--facts belongs to --clean; a manifest has columns for what is known": self.facts and self.manifest,
+            "--restored images are of one degraded image each, which --simulate makes anew; give its files with --degraded": self.simulate
+            and self.restored,
+            "--baseline wiener needs the PSF, which is known of simulated images only; add --simulate or leave it out": not self.simulate
+            and "wiener" in self.baselines,
+            "--tune-on belongs to --simulate with --baseline unsharp or wiener": self.tune_on and not (self.simulate and tuned),
+            "--setting belongs to --simulate": self.setting != "ideal" and not self.simulate,
+            "--risk judges the risk maps of models; name one with --model or --coarse": self.risk and not (self.models or self.coarse),
+            "label maps made elsewhere fit whole images as they are; leave --crop, --level patch and --simulate out, or name another "
+            "--segmenter": cut and self.segmenter.startswith("precomputed"),
+            f"--setting {self.setting!r} is unknown; expected one of {', '.join(SETTINGS)}": self.setting not in SETTINGS,
+            f"--patch {self.patch_px}, --crop {self.crop_px} and --pictures {self.pictures} must not be negative": min(
+                self.patch_px, self.crop_px, self.pictures
+            )
+            < 0,
+        }
+        for reason, holds in refused.items():
+            if holds:
+                raise ValueError(reason)
 
     @property
     def pairs(self) -> bool:
@@ -95,20 +111,45 @@ class Plan:
     settings: dict[str, Any]
 
     def evaluation(self, journal: "Journal", *, progress: Progress = silent) -> Evaluation:
-        """With its baselines tuned, which the journal remembers."""
-        methods = list(self.methods)
-        if {"unsharp", "wiener"} & set(self.options.baselines):
-            known = journal.recall("tuned")
+        """With its baselines tuned, which the journal remembers for as long as the images are the same."""
+        methods = {method.name: method for method in self.methods}
+        wanted = _tuned_names(self.options)
+        if wanted:
+            cases = self._tuning_cases()
+            name = f"tuned {wanted} {stamped([key.clean for key in cases.keys])}"
+            known = journal.recall(name)
             if known is None:
-                found = tune(self._tuning_cases(), wiener="wiener" in self.options.baselines, progress=progress)
-                known = journal.remember("tuned", json.dumps(found))
-            tuned = {method.name: method for method in tuned_methods(json.loads(known))}
-            asked = [
-                name for name, word in (("unsharp mask", "unsharp"), ("Wiener, PSF known", "wiener")) if word in self.options.baselines
-            ]
-            place = sum(method.name == DEGRADED for method in methods)  # after the degraded image, before everything that is to be judged
-            methods[place:place] = [tuned[name] for name in asked]
-        return Evaluation(cases=self.cases, methods=methods, measures=self.measures, patch_px=self.options.patch_px, features=self.features)
+                known = journal.remember(name, json.dumps(tune(cases, wiener=WIENER in wanted, progress=progress)))
+            methods |= {method.name: method for method in tuned_methods(json.loads(known))}
+        return Evaluation(
+            cases=self.cases,
+            methods=[methods[name] for name in self.names],
+            measures=self.measures,
+            patch_px=self.options.patch_px,
+            features=self.features,
+        )
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """Of all methods: the degraded image and the baselines first."""
+        given = [method.name for method in self.methods]
+        first = given[:1] if given[:1] == [DEGRADED] else []
+        return (*first, *_tuned_names(self.options), *given[len(first) :])
+
+    @property
+    def inputs(self) -> tuple[Path, ...]:
+        """The folders and files that it reads."""
+        options = self.options
+        places = (options.clean, options.degraded, options.manifest, options.facts, options.tune_on)
+        return (*(place for place in places if place), *(Path(folder) for _, folder in options.restored))
+
+    @property
+    def facts(self) -> dict[str, Any]:
+        """What a report says of the settings; of folders their names only, for paths tell of whom and where."""
+        methods = {method.name: method.identity for method in self.methods}
+        methods |= {name: Path(folder).name for name, folder in self.options.restored}
+        told = {name: value for name, value in self.settings.items() if name not in ("source", "files")}
+        return told | {"images": [place.name for place in self.inputs], "baselines": list(self.options.baselines), "methods": methods}
 
     def question(self, evaluation: Evaluation, *, title: str, run: dict[str, Any]) -> Question:
         """What the rows are asked."""
@@ -142,31 +183,29 @@ def plan(options: EvaluateOptions, *, progress: Progress = silent) -> Plan:
     if not cases.keys:
         raise PlanError("there is nothing to evaluate")
     tools = Tools(segmenter=_segmenter(options), **_encoder(options))
-    measures, left_out = chosen_measures([name for name in options.metrics if name != "frechet"], tools)
-    if not measures:
-        raise ValueError(f"none of the chosen metrics can be had: {'; '.join(f'{name}: {why}' for name, why in left_out.items())}")
+    measures, left_out = chosen_measures(options.metrics, tools)
     features, without = _features(options, tools)
-    methods = [*_baseline(options), *_restored(options, cases), *_models(options, progress)]
+    if not measures and not features:
+        raise ValueError(
+            f"none of the chosen metrics can be had: {'; '.join(f'{name}: {why}' for name, why in (left_out | without).items())}"
+        )
+    methods = [*_baseline(options), *_restored(options, cases), *_models(options, cases, progress)]
     settings = {
-        "source": [str(path.resolve()) if path else "" for path in (options.clean, options.degraded, options.manifest, options.facts)],
+        "pathorestore": __version__,
+        "source": [str(path.resolve()) if path else "" for path in (options.clean, options.degraded, options.manifest)],
         "split": options.split if options.manifest else "",
         "simulate": list(options.simulate),
         "setting": options.setting if options.simulate else "",
-        "baselines": list(options.baselines),
-        "tune_on": str(options.tune_on.resolve()) if options.tune_on else "",
         "crop_px": options.crop_px,
-        "limit": options.limit,
+        "patch_px": options.patch_px,
         "seed": options.restore.seed,
-        "risk_seeds": options.risk_seeds if options.risk else None,
         "segmenter": options.segmenter,
         "encoder": options.encoder,
-        "methods": {method.name: method.identity for method in methods},
+        "files": stamped([Path(word.partition("=")[2] or word) for word in (options.segmenter, options.encoder)]),
         "metrics": [measure.name for measure in measures],
         "frechet": features.name if features else "",
-        "patch_px": options.patch_px,
-        "cases": len(cases.keys),
     }
-    return Plan(
+    ready = Plan(
         options=options,
         cases=cases,
         methods=tuple(methods),
@@ -175,6 +214,29 @@ def plan(options: EvaluateOptions, *, progress: Progress = silent) -> Plan:
         features=features,
         settings=settings,
     )
+    check_names(ready.names, options.reference)
+    return ready
+
+
+def stamped(paths: Sequence[Path]) -> str:
+    """A hash of names, sizes and times of files, and of the files below folders; what is not there is left out."""
+    files = [file for path in paths for file in ([path] if path.is_file() else sorted(path.rglob("*")) if path.is_dir() else [])]
+    return hashlib.sha256(json.dumps([state(file) for file in files]).encode()).hexdigest()[:16]
+
+
+def check_names(names: Sequence[str], reference: str) -> None:
+    """Raise ValueError for methods that cannot be told apart, for none, and for a reference that is none of them."""
+    twice = sorted({name for name in names if list(names).count(name) > 1})
+    if twice or CLEAN in names:
+        raise ValueError(f"method {(twice or [CLEAN])[0]!r} is {'named twice' if twice else 'the name of the target'}; name it otherwise")
+    if not names:
+        raise ValueError("nothing to evaluate; name restored images with --restored, or a model with --model")
+    if reference and reference not in names:
+        raise ValueError(f"--reference {reference!r} is none of the methods {', '.join(names)}")
+
+
+def _tuned_names(options: EvaluateOptions) -> list[str]:
+    return [name for name, word in ((UNSHARP, "unsharp"), (WIENER, "wiener")) if word in options.baselines]
 
 
 def _files(options: EvaluateOptions) -> list[CaseKey]:
@@ -203,7 +265,7 @@ def _restored(options: EvaluateOptions, cases: Cases) -> list[Method]:
     return [RestoredFiles(name, Path(folder), cases) for name, folder in options.restored]
 
 
-def _models(options: EvaluateOptions, progress: Progress) -> list[Method]:
+def _models(options: EvaluateOptions, cases: Cases, progress: Progress) -> list[Method]:
     asked = [(name, where, True) for name, where in options.coarse] + [(name, where, False) for name, where in options.models]
     if asked and not options.pairs:
         raise ValueError("a model needs degraded images; name them with --degraded, or make them with --simulate")
@@ -218,7 +280,10 @@ def _models(options: EvaluateOptions, progress: Progress) -> list[Method]:
         ready = ready_restorer(wishes, progress=progress)
         risk = ready_risk_map(ready, wishes, seeds=options.risk_seeds) if options.risk else None
         identity = {"model": ready.model_id, "weights_sha256": ready.weights_sha256, **ready.parameters, "seed": wishes.seed}
-        methods.append(Restored(name, ready.restorer, identity=identity, seed=wishes.seed, risk=risk))
+        if risk is not None:
+            identity["risk"] = hashlib.sha256(repr((risk.model, risk.seeds)).encode()).hexdigest()[:16]
+        window = cases.window
+        methods.append(Restored(name, ready.restorer, identity=identity, seed=wishes.seed, risk=risk, window=window))
     return methods
 
 
@@ -258,4 +323,4 @@ def _encoder(options: EvaluateOptions) -> dict[str, Any]:
 
 
 def _features(options: EvaluateOptions, tools: Tools) -> tuple[Features | None, dict[str, str]]:
-    return frechet_features(tools) if not options.metrics or "frechet" in options.metrics else (None, {})
+    return frechet_features(tools) if not options.metrics or FRECHET in options.metrics else (None, {})

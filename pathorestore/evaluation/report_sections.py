@@ -38,7 +38,7 @@ def _scores(summary: Summary) -> str:
         '<p class="key">\u2605 best mean, where the difference is claimed: for the reference against every other method, for another '
         "method against the reference. \u2191 higher, \u2193 lower, \u21920 nearer to zero is better. "
         f"{NOTHING} does not exist: a number such as the area of nuclei in an image without any, or an interval over fewer than two "
-        f"{unit}s.</p>"
+        f"{unit}s. Perfect cases, of an infinite number, have no part in the mean.</p>"
     )
 
 
@@ -50,7 +50,7 @@ def _differences(summary: Summary) -> str:
         f"{report_tables.glance(summary, palette)}"
         f'<div class="wide">{report_tables.comparison_table(summary, palette)}</div>'
         '<p class="key">Drawn: the difference and its 95 % interval about zero, to the scale of its measure; a full point marks a claim. '
-        f"\u201cBetter in\u201d: in how many cases {reference} is better.</p>"
+        f"\u201cBetter in\u201d: in how many images {reference} is better, all cases of one averaged.</p>"
     )
 
 

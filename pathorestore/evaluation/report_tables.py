@@ -83,6 +83,7 @@ def _score_cell(score: Score | None, decimals: int, *, best: bool) -> str:
         return f'<td title="not measured">{NOTHING}</td>'
     mean = number(score.interval.mean, decimals)
     note = f'<small class="without">{counted(score.without, "case")} without it</small>' if score.without else ""
+    note += f'<small class="without">{counted(score.perfect, "perfect case")} beside</small>' if score.perfect else ""
     told = f"median {number(score.median, decimals)}; {counted(score.images, 'case')}" + (
         f", {score.without} without it" if score.without else ""
     )
@@ -126,7 +127,7 @@ def comparison_table(summary: Summary, colours: Colours) -> str:
 
 def _comparison_cells(one: Compared, digits: int, reach: float, colour: str) -> str:
     ties, images = f", {counted(one.ties, 'tie')}" if one.ties else "", one.images or one.n
-    wins = f"{one.wins} of {counted(images, 'case')}{ties}" if images else NOTHING
+    wins = f"{one.wins} of {counted(images, 'image')}{ties}" if images else NOTHING
     verdict = {"better": "\u25b2 better", "worse": "\u25bc worse", "": "no claim"}[one.verdict]
     reason = f"<small>{escaped(one.reason)}</small>" if one.reason else ""
     cells = (

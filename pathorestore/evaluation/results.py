@@ -50,9 +50,10 @@ class ScoreRow:
 
 @dataclass(frozen=True, kw_only=True)
 class Score:
-    """A column of one method: mean with its bootstrap interval over groups, median over images, images with and without the number.
+    """A column of one method: mean with its bootstrap interval over groups, median over cases, cases with and without the number.
 
-    gain: the same minus the first method's, over the images that have both; NaN of the first method itself.
+    perfect: cases of an infinite one (PSNR of equal images), which have no part in the mean. gain: the same minus the first method's, over
+    the cases that have both; NaN of the first method itself.
     """
 
     column: str
@@ -61,6 +62,7 @@ class Score:
     median: float
     images: int
     without: int
+    perfect: int = 0
     gain: Interval = UNKNOWN
 
 
@@ -69,9 +71,9 @@ class Compared:
     """`method` against `other` in one column, image by image.
 
     difference: mean of method - other with its bootstrap interval. n: what was tested, `unit` says whether images, slides or patients.
-    p, p_holm: two-sided Wilcoxon signed-rank test, alone and adjusted for all tests of the report; NaN where n is too small. wins, ties:
-    of the images, where the method is better, and where both are equal. verdict: "better", "worse" or "" for no claim. reason: why there is
-    none.
+    p, p_holm: two-sided Wilcoxon signed-rank test, alone and adjusted for all tests of the report; NaN where n is too small. wins, ties: of
+    so many images, all cases of one averaged: where the method is better, and where both are equal. verdict: "better", "worse" or "" for
+    no claim. reason: why there is none.
     """
 
     column: str

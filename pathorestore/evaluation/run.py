@@ -1,8 +1,12 @@
 """The evaluation itself: every case under every method, measured, kept; one case in memory at a time."""
 
+import hashlib
+import json
 import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -10,7 +14,7 @@ from torch import Tensor
 from pathorestore.evaluation.cases import Case, CaseKey, Cases
 from pathorestore.evaluation.journal import Journal, Kind
 from pathorestore.evaluation.measures import Features, Measure
-from pathorestore.evaluation.methods import CLEAN, DEGRADED, Method, Restored
+from pathorestore.evaluation.methods import CLEAN, DEGRADED, Method, Restored, RestoredFiles
 from pathorestore.evaluation.pictures import PictureShelf
 from pathorestore.evaluation.results import ScoreRow
 from pathorestore.pipelines.batch import explain
@@ -25,7 +29,7 @@ class Evaluation:
     """Cases, methods and measures that are brought together.
 
     patch_px: side of the patches that are measured and averaged over an image; 0 measures whole images (MoP's slide level). features: of an
-    encoder, for distances between sets of images. Raises ValueError for two methods of one name, or one that is called "clean".
+    encoder, for distances between sets of images.
     """
 
     cases: Cases
@@ -34,62 +38,63 @@ class Evaluation:
     patch_px: int = 0
     features: Features | None = None
 
-    def __post_init__(self) -> None:
-        names = [method.name for method in self.methods]
-        twice = sorted({name for name in names if names.count(name) > 1})
-        if twice or CLEAN in names:
-            raise ValueError(
-                f"method {(twice or [CLEAN])[0]!r} is {'named twice' if twice else 'the name of the target'}; name it otherwise"
-            )
-        if not names:
-            raise ValueError("nothing to evaluate; name restored images with --restored, or a model with --model")
-        if self.patch_px < 0:
-            raise ValueError(f"--patch {self.patch_px} must be positive")
-
     def run(self, journal: Journal, shelf: PictureShelf, *, progress: Progress = silent, on_failure: Failed = lambda *_: None) -> None:
         """Measure what the journal does not hold yet. A case or file that cannot be used becomes a row that says why."""
         for number, key in enumerate(self.cases.keys, start=1):
-            wanted = [name for name in self._names() if not journal.has(key.name, name)]
+            wanted = [name for name in self.names() if not journal.has(key.name, name, stamp=self.stamp(key, name))]
             if wanted:
                 for row, arrays in self._rows(key, wanted, shelf):
                     if row.error:
                         on_failure(row.case, row.method, row.error)
-                    journal.add(row, arrays)
+                    journal.add(row, arrays, stamp=self.stamp(key, row.method))
             progress(number, len(self.cases.keys))
+
+    def rows(self, journal: Journal) -> list[ScoreRow]:
+        """The journal's rows of these cases and methods, in their order, with what is now known of slides and patients."""
+        found = {(row.case, row.method): row for row in journal.rows()}
+        wanted = ((key, found.get((key.name, name))) for key in self.cases.keys for name in self.names())
+        return [replace(row, image=key.field or key.image, slide=key.slide, patient=key.patient) for key, row in wanted if row is not None]
+
+    def stamp(self, key: CaseKey, name: str) -> str:
+        """What a row depends on besides the settings: its files as they are now, what is known of them, and the method."""
+        method = next((method for method in self.methods if method.name == name), None)
+        files = [key.clean, *([key.degraded] if key.degraded else []), *(method.files(key) if isinstance(method, RestoredFiles) else ())]
+        known = [key.z_um, key.mpp, None if method is None else method.identity, [state(path) for path in files]]
+        return hashlib.sha256(json.dumps(known, sort_keys=True).encode()).hexdigest()
 
     def draw(self, key: CaseKey, shelf: PictureShelf) -> None:
         """Put a case on the shelf again, without measuring it; what cannot be read stays away."""
         try:
             case = self.cases.load(key)
-            self._shelve(case, shelf)
+            self._shelve(key, case, shelf)
         except Exception:  # told when it was measured
             return
         for method in self.methods:
             try:
-                shelf.keep(key.name, method.name, method(case), case.clean)
+                shelf.keep(key, method.name, method(case), case.clean)
             except Exception:
                 continue
 
     @staticmethod
-    def _shelve(case: Case, shelf: PictureShelf) -> None:
-        shelf.keep(case.key.name, CLEAN, case.clean, case.clean)
+    def _shelve(key: CaseKey, case: Case, shelf: PictureShelf) -> None:
+        shelf.keep(key, CLEAN, case.clean, case.clean)
         if case.degraded is not None:
-            shelf.keep(case.key.name, DEGRADED, case.degraded, case.clean)
+            shelf.keep(key, DEGRADED, case.degraded, case.clean)
 
-    def _names(self) -> list[str]:
+    def names(self) -> list[str]:
         """The methods, and the clean image where something is measured without a partner."""
         blind = any(measure.blind for measure in self.measures) or self.features is not None
         return [method.name for method in self.methods] + ([CLEAN] if blind else [])
 
     def _rows(self, key: CaseKey, wanted: Sequence[str], shelf: PictureShelf) -> Iterator[tuple[ScoreRow, Arrays]]:
-        start = ScoreRow(case=key.name, method="", image=key.image, slide=key.slide, patient=key.patient, z_um=key.z_um)
+        start = ScoreRow(case=key.name, method="", image=key.field or key.image, slide=key.slide, patient=key.patient, z_um=key.z_um)
         try:
             case = self.cases.load(key)
         except Exception as error:  # one bad file ends nothing
             yield from ((replace(start, method=name, error=explain(error)), {}) for name in wanted)
             return
         if shelf.wants(key.name):
-            self._shelve(case, shelf)
+            self._shelve(key, case, shelf)
         makers: dict[str, Callable[[Case], Tensor]] = {method.name: method for method in self.methods} | {CLEAN: _clean}
         for name in wanted:
             try:
@@ -102,7 +107,7 @@ class Evaluation:
                 yield replace(start, method=name, error=explain(error)), {}
                 continue
             if shelf.wants(key.name):
-                shelf.keep(key.name, name, image, case.clean)
+                shelf.keep(key, name, image, case.clean)
             yield row, arrays
 
     def _arrays(self, maker: Callable[[Case], Tensor], image: Tensor, case: Case) -> Arrays:
@@ -121,10 +126,19 @@ class Evaluation:
             for part, place in _parts(image, case, self.patch_px):
                 try:
                     taken.append(measure.take(part, place))
-                except ValueError as error:  # such as an image too small for this metric
+                except (ValueError, FileNotFoundError) as error:  # such as an image too small for this metric, or without label map
                     notes[measure.name] = str(error)
             scores |= {column.key: _mean([numbers[at] for numbers in taken]) for at, column in enumerate(measure.columns)}
         return replace(row, scores=scores, notes=notes)
+
+
+def state(path: Path) -> list[Any]:
+    """Name, size and time of a file; of one that is not there its name."""
+    try:
+        status = path.stat()
+    except OSError:
+        return [str(path)]
+    return [str(path), status.st_size, status.st_mtime_ns]
 
 
 def _clean(case: Case) -> Tensor:
@@ -152,6 +166,8 @@ def _starts(side_px: int, patch_px: int) -> list[int]:
 
 
 def _mean(numbers: Sequence[float]) -> float:
-    """The mean of the numbers that exist, NaN without any."""
-    known = [number for number in numbers if not math.isnan(number)]
-    return torch.tensor(known, dtype=torch.float64).mean().item() if known else math.nan
+    """The mean of the finite numbers; without any, infinity if there is one (PSNR of equal patches), else NaN."""
+    finite = [number for number in numbers if math.isfinite(number)]
+    if not finite:
+        return max((number for number in numbers if math.isinf(number)), default=math.nan)
+    return torch.tensor(finite, dtype=torch.float64).mean().item()

@@ -2,7 +2,7 @@
 
 import itertools
 import math
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -18,9 +18,9 @@ from pathorestore.metrics.agreement import bland_altman
 from pathorestore.metrics.comparison import Verdict, judge, paired_test
 from pathorestore.metrics.frechet import INDICATIVE_BELOW, frechet_distance
 from pathorestore.metrics.risk import rank_correlation, risk_coverage
-from pathorestore.metrics.statistics import Interval, bootstrap_interval
+from pathorestore.metrics.statistics import Interval, bootstrap_interval, paired_interval
 
-Arrays = Callable[[Kind, str], list[Tensor]]
+Arrays = Callable[[Kind, str], Mapping[str, Tensor]]
 Unit = Literal["image", "slide", "patient"]
 Grouping = Literal["auto", "image", "slide", "patient"]
 _DRAWS = 2000
@@ -46,9 +46,9 @@ class Question:
     run: Mapping[str, Any] | None = None
 
 
-def _no_arrays(kind: Kind, method: str) -> list[Tensor]:
+def _no_arrays(kind: Kind, method: str) -> dict[str, Tensor]:
     del kind, method
-    return []
+    return {}
 
 
 class _Table:
@@ -98,8 +98,8 @@ def summarise(rows: Iterable[ScoreRow], question: Question, arrays: Arrays = _no
         comparisons=tuple(_comparisons(table, question)),
         bins=tuple(_bins(table, question)),
         agreements=tuple(_agreements(table, question)),
-        risk=tuple(curve for method in question.methods if (curve := _risk(arrays("risk", method), method)) is not None),
-        set_scores=tuple(_set_scores(arrays, question)),
+        risk=tuple(curve for method in question.methods if (curve := _risk(_of_cases(arrays("risk", method), table), method)) is not None),
+        set_scores=tuple(_set_scores(table, arrays, question)),
         left_out=dict(question.left_out or {}) | _not_everywhere(table),
         failures=tuple((row.case, row.method, row.error) for row in table.rows if row.error),
         run=dict(question.run or {}),
@@ -120,18 +120,20 @@ def _unit(rows: Sequence[ScoreRow], grouping: Grouping) -> Unit:
 
 def _score(table: _Table, column: Column, method: str, first: str) -> Score | None:
     values, groups = table.values(method, column.key)
-    known = torch.tensor([value for value in values if not math.isnan(value)], dtype=torch.float64)
-    if not len(known):
+    known = torch.tensor([value for value in values if math.isfinite(value)], dtype=torch.float64)
+    perfect = sum(math.isinf(value) for value in values)
+    if not len(known) + perfect:
         return None
-    interval = bootstrap_interval(values, groups, draws=_DRAWS)
     ran = sum((case, method) in table.of for case in table.cases)
+    only = Interval(math.inf, math.nan, math.nan)
     return Score(
         column=column.key,
         method=method,
-        interval=interval,
-        median=known.quantile(0.5).item(),
-        images=len(known),
-        without=ran - len(known),
+        interval=_mean(values, groups) if len(known) else only,
+        median=known.quantile(0.5).item() if len(known) else math.inf,
+        images=len(known) + perfect,
+        without=ran - len(known) - perfect,
+        perfect=perfect,
         gain=_gain(table, column, method, first, table.cases),
     )
 
@@ -141,7 +143,12 @@ def _gain(table: _Table, column: Column, method: str, first: str, cases: Sequenc
     if method == first:
         return UNKNOWN
     mine, groups = table.values(method, column.key, cases)
-    return _difference(mine, table.values(first, column.key, cases)[0], groups)
+    return paired_interval(mine, table.values(first, column.key, cases)[0], groups, draws=_DRAWS)
+
+
+def _mean(values: Sequence[float], groups: Sequence[Hashable]) -> Interval:
+    """Over the finite values."""
+    return bootstrap_interval([value if math.isfinite(value) else math.nan for value in values], groups, draws=_DRAWS)
 
 
 def _comparisons(table: _Table, question: Question) -> list[Compared]:
@@ -153,23 +160,28 @@ def _comparisons(table: _Table, question: Question) -> list[Compared]:
                 continue
             mine, groups = table.values(question.reference, column.key)
             theirs, _ = table.values(other, column.key)
-            asked.append((column, other, _difference(mine, theirs, groups)))
-            tests.append(paired_test(mine, theirs, groups, higher_is_better=column.better == "higher"))
+            asked.append((column, other, paired_interval(mine, theirs, groups, draws=_DRAWS)))
+            tests.append(paired_test(*_by_image(table, mine, theirs), higher_is_better=column.better == "higher"))
     return [
         _compared(question.reference, column, other, difference, verdict, table.unit)
         for (column, other, difference), verdict in zip(asked, judge(tests, level=LEVEL), strict=True)
     ]
 
 
-def _difference(mine: Sequence[float], theirs: Sequence[float], groups: Sequence[Hashable]) -> Interval:
-    # two perfect images differ by nothing, though both have an infinite PSNR; a perfect one against another has no mean
-    gains = [0.0 if one == other else one - other for one, other in zip(mine, theirs, strict=True)]
-    return bootstrap_interval([gain if math.isfinite(gain) else math.nan for gain in gains], groups, draws=_DRAWS)
+def _by_image(table: _Table, mine: Sequence[float], theirs: Sequence[float]) -> tuple[list[float], list[float], list[Hashable]]:
+    """Means of both over the cases of each image, and its group: one image at four distances is one image."""
+    held: dict[str, list[str]] = defaultdict(list)
+    first, second = (dict(zip(table.cases, values, strict=True)) for values in (mine, theirs))
+    for case in table.cases:
+        if not (math.isnan(first[case]) or math.isnan(second[case])):
+            held[table.first[case].image or case].append(case)
+    means = [[sum(values[case] for case in cases) / len(cases) for cases in held.values()] for values in (first, second)]
+    return means[0], means[1], [table.group(cases[0]) for cases in held.values()]
 
 
 def _compared(method: str, column: Column, other: str, difference: Interval, verdict: Verdict, unit: Unit) -> Compared:
     test = verdict.test
-    lost = verdict.p_holm < LEVEL and not test.mean_is_better and test.mean != test.other_mean
+    told, reason = _verdict(column, difference, verdict)
     return Compared(
         column=column.key,
         method=method,
@@ -183,9 +195,20 @@ def _compared(method: str, column: Column, other: str, difference: Interval, ver
         images=test.images,
         wins=test.better,
         ties=test.equal,
-        verdict="better" if verdict.win else "worse" if lost else "",
-        reason=test.reason,
+        verdict=told,
+        reason=reason,
     )
+
+
+def _verdict(column: Column, difference: Interval, found: Verdict) -> tuple[Literal["better", "worse", ""], str]:
+    """What is claimed, and why nothing is: the means of what was tested and the difference that is shown must agree."""
+    test = found.test
+    if test.reason or not found.p_holm < LEVEL or test.mean == test.other_mean:
+        return "", test.reason
+    shown_better = difference.mean > 0 if column.better == "higher" else difference.mean < 0
+    if math.isfinite(difference.mean) and shown_better != test.mean_is_better:
+        return "", "the mean over groups and the mean over cases point different ways"
+    return "better" if test.mean_is_better else "worse", ""
 
 
 def _bins(table: _Table, question: Question) -> list[Bin]:
@@ -196,12 +219,12 @@ def _bins(table: _Table, question: Question) -> list[Bin]:
     found = []
     for low, high in edges:
         inside = [case for case, z in known.items() if z == low or low <= z < high]
-        for column in question.columns if inside else ():
+        for column in (one for one in question.columns if inside and not one.detail):
             for method in question.methods:
                 values, groups = table.values(method, column.key, inside)
-                there = sum(not math.isnan(value) for value in values)
+                there = sum(math.isfinite(value) for value in values)
                 if there:
-                    interval = bootstrap_interval(values, groups, draws=_DRAWS)
+                    interval = _mean(values, groups)
                     gain = _gain(table, column, method, question.methods[0], inside)
                     one = Bin(column=column.key, method=method, low_um=low, high_um=high, interval=interval, images=there, gain=gain)
                     found.append(one)
@@ -250,18 +273,27 @@ def _risk(points: Sequence[Tensor], method: str) -> RiskCurve | None:
     )
 
 
-def _set_scores(arrays: Arrays, question: Question) -> list[tuple[str, str, float, str]]:
+def _of_cases(arrays: Mapping[str, Tensor], table: _Table) -> list[Tensor]:
+    """Of the cases that are judged now."""
+    return [arrays[case] for case in table.cases if case in arrays]
+
+
+def _set_scores(table: _Table, arrays: Arrays, question: Question) -> list[tuple[str, str, float, str]]:
     """The Frechet distance of each method's images to the clean ones."""
     if question.features is None:
         return []
-    clean = arrays("features", CLEAN)
+    targets = arrays("features", CLEAN)
     found = []
     for method in question.methods:
-        features = arrays("features", method)
-        if len(features) < 2 or len(clean) < 2:
+        own = arrays("features", method)
+        both = [case for case in table.cases if case in own and case in targets]
+        # an image that stands for several distances is one of the clean set
+        clean = {table.first[case].image or case: targets[case] for case in both}
+        if len(clean) < 2:
             continue
-        distance = frechet_distance(torch.stack(features), torch.stack(clean)).item()
-        note = f"{len(features)} images" + (", indicative: fewer than 2048" if len(features) < INDICATIVE_BELOW else "")
+        distance = frechet_distance(torch.stack([own[case] for case in both]), torch.stack(list(clean.values()))).item()
+        few = f", indicative: fewer than {INDICATIVE_BELOW}" if len(clean) < INDICATIVE_BELOW else ""
+        note = f"{len(both)} cases of {len(clean)} images{few}"
         found.append((question.features.label, method, distance, note))
     return found
 
@@ -270,4 +302,4 @@ def _not_everywhere(table: _Table) -> dict[str, str]:
     """Metrics that could not be taken of some images, and the first reason."""
     counts = Counter(name for row in table.good for name in row.notes)
     first = {name: note for row in reversed(table.good) for name, note in row.notes.items()}
-    return {f"{name}, {count} times": first[name] for name, count in counts.items()}
+    return {f"{name}, in {count} of {len(table.good)} rows": first[name] for name, count in counts.items()}

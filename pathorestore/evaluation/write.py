@@ -1,5 +1,6 @@
 """An evaluation from its first row to its last file: measured, summed up, drawn, written."""
 
+import shutil
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -7,7 +8,7 @@ from typing import Any
 
 from pathorestore.evaluation.journal import JOURNAL, Journal
 from pathorestore.evaluation.methods import CLEAN, DEGRADED
-from pathorestore.evaluation.pictures import PictureShelf, extremes, picture_sets, spread
+from pathorestore.evaluation.pictures import PICTURES, PictureShelf, extremes, picture_sets, spread
 from pathorestore.evaluation.plan import Plan
 from pathorestore.evaluation.results import PictureSet, ScoreRow, Summary
 from pathorestore.evaluation.run import Evaluation, Failed
@@ -39,7 +40,13 @@ def open_folder(folder: Path, plan: Plan, *, overwrite: bool) -> Journal:
         raise PlanError(f"{folder}: is a file, and an evaluation is a folder; name another with -o")
     if folder.is_dir() and any(folder.iterdir()) and not (folder / JOURNAL).is_file():
         raise PlanError(f"{folder}: holds files of something else; name a new folder with -o")
-    return Journal(folder, plan.settings, fresh=overwrite)
+    around = [place for place in plan.inputs if folder.resolve().is_relative_to(place.resolve())]
+    if around:
+        raise PlanError(f"{folder}: lies in {around[0]}, whose images are judged; name a folder outside with -o")
+    journal = Journal(folder, plan.settings, fresh=overwrite)
+    if overwrite:
+        shutil.rmtree(folder / PICTURES, ignore_errors=True)
+    return journal
 
 
 def write_all(
@@ -53,9 +60,9 @@ def write_all(
     on_failure: Failed,
 ) -> Written:
     """Measure what is left to measure, then write tables, summary and report."""
-    shelf = PictureShelf(folder, spread(plan.cases.keys, plan.options.pictures))
+    shelf = PictureShelf(folder, spread(plan.cases.keys, plan.options.pictures), stamp=evaluation.stamp)
     evaluation.run(journal, shelf, progress=progress, on_failure=on_failure)
-    rows = list(journal.rows())
+    rows = evaluation.rows(journal)
     question = plan.question(evaluation, title=plan.options.title or folder.resolve().name, run=facts())
     summary = summarise(rows, question, journal.arrays)
     files, notes = write_tables(folder, rows, summary)
@@ -77,7 +84,7 @@ def _pictures(plan: Plan, evaluation: Evaluation, rows: Sequence[ScoreRow], shel
     why |= extremes(rows, column=_SCORE, method=summary.reference, over=names[0]) if summary.reference != names[0] else {}
     labels = list(dict.fromkeys([DEGRADED, *names, CLEAN]))
     for key in keys:
-        if key.name in why and len(shelf.on_it(key.name, [*names, CLEAN])) < len(names) + 1:
+        if key.name in why and len(shelf.on_it(key, [*names, CLEAN])) < len(names) + 1:
             evaluation.draw(key, shelf)
     columns = [column.key for column in summary.columns if column.better != "none"][:_COMPARER_COLUMNS]
     return picture_sets(shelf, keys, why, labels, rows, columns)

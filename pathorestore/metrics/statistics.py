@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Hashable, Sequence
+from functools import lru_cache
 from typing import NamedTuple
 
 import torch
@@ -64,12 +65,14 @@ def paired_interval(
 ) -> Interval:
     """The mean of `values - others`, both n and of the same images in the same order, and its interval as of `bootstrap_interval`.
 
-    Images for which either value is NaN are left out. Raises ValueError if the lengths differ.
+    Two equal infinite values, such as PSNR of equal images, differ by nothing; images for which either value is NaN, or one alone is
+    infinite, are left out. Raises ValueError if the lengths differ.
     """
     first, second = (torch.as_tensor(numbers, dtype=torch.float64).flatten() for numbers in (values, others))
     if len(first) != len(second):
         raise ValueError(f"{len(first)} values cannot be paired with {len(second)}; expected both of the same images")
-    return bootstrap_interval(first - second, groups, level=level, draws=draws, seed=seed)
+    difference = torch.where(first == second, 0.0, first - second)
+    return bootstrap_interval(torch.where(difference.isinf(), torch.nan, difference), groups, level=level, draws=draws, seed=seed)
 
 
 def group_sums(sample: Tensor, names: list[Hashable]) -> tuple[Tensor, Tensor]:
@@ -82,6 +85,9 @@ def group_sums(sample: Tensor, names: list[Hashable]) -> tuple[Tensor, Tensor]:
 
 def _resampled_means(totals: Tensor, counts: Tensor, draws: int, seed: int) -> Tensor:
     """Means of `draws` samples of as many groups as there are, drawn with replacement. Groups of many images weigh more, as in the mean."""
+    if draws * len(totals) <= _AT_ONCE:
+        times = _drawn(len(totals), draws, seed)
+        return (times @ totals) / (times @ counts)
     generator = torch.Generator().manual_seed(seed)
     rows = max(1, _AT_ONCE // len(totals))
     means = []
@@ -89,3 +95,12 @@ def _resampled_means(totals: Tensor, counts: Tensor, draws: int, seed: int) -> T
         chosen = torch.randint(len(totals), (min(rows, draws - start), len(totals)), generator=generator)
         means.append(totals[chosen].sum(dim=1) / counts[chosen].sum(dim=1))
     return torch.cat(means)
+
+
+@lru_cache(maxsize=8)
+def _drawn(groups: int, draws: int, seed: int) -> Tensor:
+    """How often each group is in each sample, draws x groups; the same for all measures of the same images."""
+    chosen = torch.randint(groups, (draws, groups), generator=torch.Generator().manual_seed(seed))
+    return torch.zeros(draws, groups, dtype=torch.float64).scatter_add_(
+        1, chosen, torch.ones(1, 1, dtype=torch.float64).expand(draws, groups)
+    )
