@@ -73,6 +73,8 @@ def _fill_metrics(command: "ArgumentParser") -> None:
     metrics.add_argument("--segmenter", type=str, default="watershed", help=segmenter)
     encoder = "of embeddings: default, FOLDER of a TinyEncoder, TIMM_NAME=CHECKPOINT, uni, gigapath (both from the hub)"
     metrics.add_argument("--encoder", type=str, default="default", help=encoder)
+    iqa = "folder of parameters of NIQE and BRISQUE, as `pathorestore iqa-fit` writes it; default: the embedded ones"
+    metrics.add_argument("--iqa", type=str, default=None, metavar="FOLDER", help=iqa)
     group = "what intervals are drawn over; auto: patients if all are known, else slides, else images"
     metrics.add_argument("--group", choices=("auto", "image", "slide", "patient"), default="auto", help=group)
 
@@ -90,15 +92,19 @@ def run_evaluate(arguments: "Namespace", bar: Bar, clock: Callable[[], str], err
         evaluation = ready.evaluation(journal, progress=bar("image tuned on"))
         for name, why in ready.left_out.items():
             say(f"left out: {name}: {why}")
-        written = write_all(
-            folder,
-            ready,
-            evaluation,
-            journal,
-            facts=lambda: _facts(ready, clock, perf_counter() - start),
-            progress=bar("image"),
-            on_failure=lambda case, method, why: error(f"{case}, {method}: {why}"),
-        )
+        try:
+            written = write_all(
+                folder,
+                ready,
+                evaluation,
+                journal,
+                facts=lambda: _facts(ready, clock, perf_counter() - start),
+                progress=bar("image"),
+                on_failure=lambda case, method, why: error(f"{case}, {method}: {why}"),
+            )
+        except KeyboardInterrupt:
+            error("interrupted; what is measured is kept, the same command goes on from here")
+            return 130
     if arguments.json:
         print(json.dumps(written.summary.to_dict(), indent=1))
     say(terminal_text(written.summary))
@@ -112,7 +118,9 @@ def evaluate_options(arguments: "Namespace") -> "EvaluateOptions":
     from pathorestore.evaluation.plan import EvaluateOptions
     from pathorestore.pipelines.assemble import RestoreOptions
 
-    paths = {name: Path(value) if (value := arguments[name]) else None for name in ("clean", "degraded", "manifest", "facts", "tune_on")}
+    paths = {
+        name: Path(value) if (value := arguments[name]) else None for name in ("clean", "degraded", "manifest", "facts", "tune_on", "iqa")
+    }
     if arguments.patch < 16:
         raise ValueError(f"--patch {arguments.patch} is too small; expected at least 16 px, such as 256")
     restore = RestoreOptions(

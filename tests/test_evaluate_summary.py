@@ -43,8 +43,8 @@ def test_means_and_intervals_are_those_of_the_bootstrap_over_slides():
     others = [row.scores["up"] for row in rows if row.method == "base"]
     groups = [row.slide for row in rows if row.method == "good"]
     score = next(score for score in summary.scores if (score.column, score.method) == ("up", "good"))
-    assert score.interval == pytest.approx(bootstrap_interval(values, groups))
-    assert score.gain == pytest.approx(paired_interval(values, others, groups))
+    assert score.interval == pytest.approx(bootstrap_interval(values, groups, draws=10_000))
+    assert score.gain == pytest.approx(paired_interval(values, others, groups, draws=10_000))
     assert (summary.unit, summary.groups, summary.cases) == ("slide", 12, 24)
 
 
@@ -102,6 +102,23 @@ def test_perfect_images_are_counted_beside_the_mean():
     assert all_of_them.interval.mean == math.inf
 
 
+def test_images_of_one_patient_make_no_claim_however_many_they_are():
+    rows = [ScoreRow(**vars(row) | {"patient": "P1"}) for row in made_up(images=40)]
+    summary = summarise(rows, question())
+    assert (summary.unit, summary.groups) == ("patient", 1)
+    assert {one.verdict for one in summary.comparisons} == {""}
+    assert {one.reason for one in summary.comparisons if one.other == "base"} == {"images of 1 patient are not independent; claims take 10"}
+
+
+def test_where_no_claim_is_possible_the_report_says_so():
+    columns = tuple(Column(key=f"up{n}", label=f"Up {n}") for n in range(30))
+    rows = [ScoreRow(**vars(row) | {"scores": {one.key: row.scores["up"] for one in columns}}) for row in made_up(images=12)]
+    summary = summarise(rows, question(methods=("base", "good"), columns=columns))
+    assert {one.verdict for one in summary.comparisons} == {""}
+    assert "12 pairs in 30 tests can reach an adjusted p of 0.015 at best" in summary.comparisons[0].reason
+    assert "nothing is claimed: 12 pairs in 30 tests" in terminal_text(summary)
+
+
 def test_few_pairs_allow_no_claim():
     summary = summarise(made_up(images=8, slides=4), question())
     assert {one.verdict for one in summary.comparisons} == {""}
@@ -134,7 +151,8 @@ def test_missing_numbers_are_left_out_and_counted_and_failures_are_listed():
     rows[5] = ScoreRow(case="c1", method="good", slide="s1", z_um=2.4, scores={"up": math.nan, "down": 3.0}, notes={"m": "too small"})
     summary = summarise(rows, question())
     score = next(score for score in summary.scores if (score.column, score.method) == ("up", "good"))
-    assert (score.images, score.without) == (22, 1)
+    assert (score.images, score.without) == (22, 2)
+    assert "(base 24, same 24, good 23 of 24)" in summary.notes[0]
     assert summary.failures == (("c0", "good", "no such file"),)
     assert summary.left_out == {"m, in 1 of 71 rows": "too small"}
     assert next(one for one in summary.comparisons if (one.column, one.other) == ("up", "base")).images == 22
@@ -238,7 +256,7 @@ def test_text_names_what_is_claimed_and_escapes_what_users_named():
     rows = [ScoreRow(**vars(row) | {"method": "a|<b>" if row.method == "base" else row.method}) for row in made_up()]
     summary = summarise(rows, question(methods=("a|<b>", "same", "good")))
     text = terminal_text(summary)
-    assert "good is better than same in Up, Down (Wilcoxon, Holm-adjusted p < 0.01)" in text
+    assert "good is better than same in Up; Down (Wilcoxon, Holm-adjusted p < 0.01)" in text
     page = markdown(summary)
     assert "<b>" not in page
     assert "a\\|&lt;b>" in page

@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from pathorestore.atomic import write_atomic
+from pathorestore.atomic import refuse_existing, write_atomic
 from pathorestore.metrics.classification import METRICS, classification_differences, classification_intervals, predicted
 from pathorestore.metrics.statistics import Interval
 from pathorestore.pipelines.batch import explain
@@ -181,11 +181,7 @@ def find_image(folder: Path, name: str) -> Path:
 
 def check_output(folder: Path, *, overwrite: bool) -> None:
     """Raise ValueError unless results may be written to a folder: free, or its results may be replaced."""
-    if folder.exists() and not folder.is_dir():
-        raise ValueError(f"{folder}: is a file; name a folder for the results")
-    there = [name for name in (SCORES_NAME, PROBABILITIES_NAME) if (folder / name).exists()]
-    if there and not overwrite:
-        raise ValueError(f"{folder}: holds {' and '.join(there)} already; --overwrite replaces them")
+    refuse_existing(folder / SCORES_NAME, folder / PROBABILITIES_NAME, overwrite=overwrite)
 
 
 def write_comparison(folder: Path, comparison: Comparison, facts: Mapping[str, Any]) -> None:

@@ -15,8 +15,11 @@ from torch import Tensor
 from pathorestore.data.layouts import IMAGE_SUFFIXES, files_under
 from pathorestore.data.manifest import Row, plain_name, read_manifest
 from pathorestore.data.splits import split_groups
-from pathorestore.evaluation.iqa_levels import DEGRADATIONS, level_score, variants
+from pathorestore.data.table_rules import leaks, listed_defects
+from pathorestore.evaluation.cases import central
+from pathorestore.evaluation.iqa_levels import DEGRADATIONS, STEPS, level_score, variants
 from pathorestore.metrics import brisque, niqe
+from pathorestore.metrics.risk import rank_correlation
 from pathorestore.metrics.scene_parameters import FitFacts
 from pathorestore.metrics.scene_statistics import image_features, luminance_levels, patch_features
 from pathorestore.pipelines.image_file import read_image_file
@@ -60,10 +63,14 @@ class Source(NamedTuple):
 
 
 class Agreement(NamedTuple):
-    """How a score follows the levels of a degradation: rank correlation over all images together, and its mean over single images."""
+    """How a score follows the levels of a degradation: rank correlation over all images together, and its mean over single images.
+
+    medians: of the scores of all images at levels 0 to 5.
+    """
 
     pooled: float
     within: float
+    medians: tuple[float, ...]
 
 
 class FitResult(NamedTuple):
@@ -129,18 +136,9 @@ def fit_iqa(place: Path, options: FitOptions, *, progress: Progress = lambda *_:
 
 
 def spearman(scores: Tensor, levels: Tensor) -> float:
-    """Rank correlation of scores n and levels n, equal ones sharing their mean rank, NaN scores left out; NaN if one does not vary."""
-    known = ~scores.isnan()
-    ranks = torch.stack([_ranks(values[known].double()) for values in (scores, levels)])
-    if known.sum() < 2 or bool((ranks == ranks[:, :1]).all(dim=1).any()):
-        return math.nan
-    return float(ranks.corrcoef()[0, 1])
-
-
-def _ranks(values: Tensor) -> Tensor:
-    """Mean of the first and last place of each value among all, n, from one half up."""
-    order = values.sort().values
-    return (torch.searchsorted(order, values) + torch.searchsorted(order, values, right=True)).double() / 2
+    """`rank_correlation` of the finite scores among n with their levels n; NaN if none is left or one of the two does not vary."""
+    known = scores.isfinite()
+    return rank_correlation(scores[known], levels[known]) if bool(known.any()) else math.nan
 
 
 def _of_folder(folder: Path) -> list[Source]:
@@ -158,6 +156,9 @@ def _of_manifest(path: Path) -> list[Source]:
     rows = {manifest.resolve(row.target or row.path): row for row in manifest.rows if row.split != "test"}
     if not rows:
         raise ValueError(f"{path}: has rows of the split test only, which are never fitted; name some train")
+    found = leaks(manifest, taken=lambda row: row.split != "test")
+    if found:
+        raise ValueError(f"{listed_defects(path, 'rows both fitted and held out', found)}; figures would not be of unseen tissue")
     return [Source(file, _group(row, file, path.parent), row.split == "val") for file, row in rows.items()]
 
 
@@ -173,7 +174,7 @@ def _leading(path: Path, folder: Path) -> str:
 
 def _measure(source: Source, options: FitOptions) -> _Measured:
     file = read_image_file(source.path)
-    whole, crop = _centre(file.image, _MODEL_SIDE_PX), _centre(file.image, options.crop_px)
+    whole, crop = central(file.image, _MODEL_SIDE_PX), central(file.image, options.crop_px)
     if (crop.shape[-2] // options.patch_px) * (crop.shape[-1] // options.patch_px) < 2:
         size = f"{file.image.shape[-1]} x {file.image.shape[-2]}"
         raise ImageFileError(
@@ -195,12 +196,6 @@ def _measure(source: Source, options: FitOptions) -> _Measured:
             if wanted["niqe"] and source.held_out:
                 patches.append(patch_features(luma, patch_px=options.patch_px).features[0])
     return _Measured(source, file.input_sha256, sharp, names, levels, torch.cat(features), patches)
-
-
-def _centre(image: Tensor, side_px: int) -> Tensor:
-    height, width = image.shape[-2:]
-    top, left = max(0, (height - side_px) // 2), max(0, (width - side_px) // 2)
-    return image[..., top : top + side_px, left : left + side_px]
 
 
 def _fit(fitted: Sequence[_Measured], held_out: Sequence[_Measured], options: FitOptions) -> FitResult:
@@ -257,7 +252,9 @@ def _agreement(held_out: Sequence[_Measured], score: Callable[[_Measured], Tenso
         kept = [values[rows] for values, rows in zip(scores, chosen, strict=True)]
         levels = [torch.tensor(one.levels)[rows] for one, rows in zip(held_out, chosen, strict=True)]
         single = torch.tensor([spearman(values, level) for values, level in zip(kept, levels, strict=True)])
-        found[degradation.name] = Agreement(spearman(torch.cat(kept), torch.cat(levels)), float(single.nanmean()))
+        pooled, level = torch.cat(kept), torch.cat(levels)
+        medians = tuple(float(pooled[level == one].nanquantile(0.5)) for one in range(STEPS + 1))
+        found[degradation.name] = Agreement(spearman(pooled, level), float(single.nanmean()), medians)
     return found
 
 

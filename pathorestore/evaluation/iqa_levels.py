@@ -1,4 +1,9 @@
-"""The graded degradations that no-reference metrics are fitted to and judged by: five kinds at five levels each, and level 0, untouched."""
+"""The graded degradations that no-reference metrics are fitted to and judged by: five kinds at five levels each, and level 0, untouched.
+
+Images are float tensors throughout, as the metrics see them. The blurs are not those of `data.iqa.Blur`, on whose bytes, reflected border
+and own scale CLIP-IQA's heads were trained: the Gaussian is that of the simulated acquisition, borders are replicated. The embedded
+parameters of NIQE and BRISQUE rest on these here; a change asks for a new fit.
+"""
 
 from collections.abc import Callable, Iterator
 from typing import NamedTuple

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from pathlib import Path
 from typing import Any, Literal
 
 from torch import Tensor
@@ -47,11 +48,15 @@ class Features:
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Tools:
-    """What measures work with. segmenter: of nuclei. encoder, encoder_name: of embeddings, images b 3 h w to b d."""
+    """What measures work with. segmenter: of nuclei. encoder, encoder_name: of embeddings, images b 3 h w to b d.
+
+    iqa: folder of the parameters of NIQE and BRISQUE, None for the embedded ones.
+    """
 
     segmenter: ImageSegmenter = field(default_factory=Watershed)
     encoder: Callable[[Tensor], Any] | None = None
     encoder_name: str = ""
+    iqa: Path | None = None
 
 
 FRECHET = "frechet"  # of sets, not of images
@@ -264,19 +269,27 @@ def _blind(name: str, column: Column, value: Callable[[Tensor], Tensor]) -> Meas
     return Measure(name=name, columns=(column,), take=lambda image, _: [value(image).item()], blind=True)
 
 
-def _niqe(_: Tools) -> Measure | Availability:
-    from pathorestore.metrics.niqe import available, niqe
+def _niqe(tools: Tools) -> Measure | Availability:
+    from pathorestore.metrics.niqe import available, load_parameters, niqe
 
-    said = available()
-    return _blind("niqe", _column("niqe", "NIQE", "lower", "distance from the statistics of sharp histology"), niqe) if said.ok else said
+    said = available(tools.iqa)
+    if not said.ok:
+        return said
+    fitted = load_parameters(tools.iqa)
+    column = _column("niqe", "NIQE", "lower", "distance from the statistics of sharp histology")
+    return _blind("niqe", column, lambda image: niqe(image, fitted))
 
 
-def _brisque(_: Tools) -> Measure | Availability:
-    from pathorestore.metrics.brisque import available, brisque
+def _brisque(tools: Tools) -> Measure | Availability:
+    from pathorestore.metrics.brisque import available, brisque, load_parameters
 
-    said = available()
-    column = _column("brisque", "BRISQUE", "lower", "0 to 100, fitted on degraded histology")
-    return _blind("brisque", column, brisque) if said.ok else said
+    said = available(tools.iqa)
+    if not said.ok:
+        return said
+    fitted = load_parameters(tools.iqa)
+    return _blind(
+        "brisque", _column("brisque", "BRISQUE", "lower", "0 to 100, fitted on degraded histology"), lambda image: brisque(image, fitted)
+    )
 
 
 def _clip_iqa(kind: Literal["box", "gauss"]) -> Callable[[Tools], Measure | Availability]:

@@ -70,7 +70,8 @@ def extremes(rows: Iterable[ScoreRow], *, column: str, method: str, over: str) -
     if len(gains) < 2:
         return {}
     low, high = min(gains, key=gains.__getitem__), max(gains, key=gains.__getitem__)
-    return {low: f"smallest gain of {method}: {gains[low]:+.2f} dB", high: f"largest gain of {method}: {gains[high]:+.2f} dB"}
+    words = f"gain of {method} over {over}"
+    return {low: f"smallest {words}: {gains[low]:+.2f} dB", high: f"largest {words}: {gains[high]:+.2f} dB"}
 
 
 def picture_sets(

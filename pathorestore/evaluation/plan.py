@@ -37,7 +37,8 @@ class EvaluateOptions:
     simulate: distances in um at which sharp images are put out of focus; setting: of the simulator. restored: (name, folder) of images
     made elsewhere. models, coarse: (name, model) run here, whole or their first stage alone; the model "default" is the embedded one.
     baselines: what is compared besides. tune_on: sharp images that the baselines are tuned on, None for the measured ones. metrics: names
-    of `MEASURES`, none for all. patch_px: 0 measures whole images. crop_px: at most so much around the centre. limit: of the files.
+    of `MEASURES`, none for all. iqa: folder of parameters of NIQE and BRISQUE, None for the embedded ones. patch_px: 0 measures whole
+    images. crop_px: at most so much around the centre. limit: of the files.
     """
 
     clean: Path | None = None
@@ -55,6 +56,7 @@ class EvaluateOptions:
     metrics: tuple[str, ...] = ()
     segmenter: str = "watershed"
     encoder: str = EMBEDDED
+    iqa: Path | None = None
     patch_px: int = 0
     crop_px: int = 0
     limit: int | None = None
@@ -148,7 +150,7 @@ class Plan:
         """What a report says of the settings; of folders their names only, for paths tell of whom and where."""
         methods = {method.name: method.identity for method in self.methods}
         methods |= {name: Path(folder).name for name, folder in self.options.restored}
-        told = {name: value for name, value in self.settings.items() if name not in ("source", "files")}
+        told = {name: value for name, value in self.settings.items() if name not in ("source", "files") and value not in ("", [], None)}
         return told | {"images": [place.name for place in self.inputs], "baselines": list(self.options.baselines), "methods": methods}
 
     def question(self, evaluation: Evaluation, *, title: str, run: dict[str, Any]) -> Question:
@@ -165,7 +167,23 @@ class Plan:
             grouping=self.options.grouping,
             left_out=self.left_out,
             run=run,
+            notes=self.notes(evaluation),
         )
+
+    def notes(self, evaluation: Evaluation) -> tuple[str, ...]:
+        """What a reader must know of pixel sizes and of how baselines were tuned."""
+        told = []
+        in_um = any(column.unit.startswith("um") for measure in self.measures for column in measure.columns)
+        if in_um and not all(key.mpp for key in self.cases.keys):
+            told.append(
+                "Where neither a table nor a file tells the size of a pixel, it is taken to be 0.25 um; lengths and areas hang on it."
+            )
+        for method in evaluation.methods:
+            if method.name in (UNSHARP, WIENER):
+                on = "other images" if self.options.tune_on else "the judged images themselves, which favours it"
+                settings = "; ".join(f"{f'{z} um: ' if z else ''}{setting}" for z, setting in method.identity.items())
+                told.append(f"{method.name} was tuned for the highest PSNR on {on}: {settings}.")
+        return tuple(told)
 
     def _tuning_cases(self) -> Cases:
         if self.options.tune_on is None:
@@ -182,7 +200,7 @@ def plan(options: EvaluateOptions, *, progress: Progress = silent) -> Plan:
     cases = _cases(options, _files(options))
     if not cases.keys:
         raise PlanError("there is nothing to evaluate")
-    tools = Tools(segmenter=_segmenter(options), **_encoder(options))
+    tools = Tools(segmenter=_segmenter(options), iqa=options.iqa, **_encoder(options))
     measures, left_out = chosen_measures(options.metrics, tools)
     features, without = _features(options, tools)
     if not measures and not features:
@@ -201,7 +219,8 @@ def plan(options: EvaluateOptions, *, progress: Progress = silent) -> Plan:
         "seed": options.restore.seed,
         "segmenter": options.segmenter,
         "encoder": options.encoder,
-        "files": stamped([Path(word.partition("=")[2] or word) for word in (options.segmenter, options.encoder)]),
+        "iqa": options.iqa.name if options.iqa else "",
+        "files": stamped([Path(word.partition("=")[2] or word) for word in (options.segmenter, options.encoder, str(options.iqa or ""))]),
         "metrics": [measure.name for measure in measures],
         "frechet": features.name if features else "",
     }

@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from pathorestore.evaluation.report_format import counted, decimals_for, number, shortened
+from pathorestore.evaluation.report_format import counted, decimals_for, distance, number, shortened
 from pathorestore.evaluation.results import Agreement, Bin, Column, RiskCurve, ScoreRow, Summary
 from pathorestore.metrics.statistics import Interval
 
@@ -53,20 +53,15 @@ class Plot(NamedTuple):
     svg: bytes
 
 
-def shown(summary: Summary) -> tuple[str, ...]:
-    """The methods, and what else was scored: the clean images, where a score needs no partner."""
-    return tuple(dict.fromkeys((*summary.methods, *(score.method for score in summary.scores))))
-
-
 def colours(summary: Summary) -> dict[str, str]:
     """Method -> colour, the same everywhere in a report; after eight they begin again. What is no method is gray."""
     palette = {method: OKABE_ITO[index % len(OKABE_ITO)] for index, method in enumerate(summary.methods)}
-    return {one: palette.get(one, GRAY) for one in shown(summary)}
+    return {one: palette.get(one, GRAY) for one in summary.shown}
 
 
 def by_column(summary: Summary, rows: Iterable[ScoreRow]) -> dict[str, dict[str, NDArray[np.float64]]]:
     """Column -> method -> the finite scores of its images."""
-    methods = shown(summary)
+    methods = summary.shown
     found: dict[str, dict[str, list[float]]] = {column.key: {method: [] for method in methods} for column in summary.columns}
     for row in rows:
         for key, value in row.scores.items():
@@ -134,7 +129,7 @@ def _defocus_curve(summary: Summary, column: Column, bins: list[Bin]) -> Plot:
     gains = {(one.method, (one.low_um, one.high_um)): one.gain for one in bins}
     for axes, methods, values in ((left, summary.methods, found), (right, tuple(others), gains)):
         _lines(axes, summary, methods, values, edges)
-        axes.set_xticks(_places(edges), [_range(edge) for edge in edges])
+        axes.set_xticks(_places(edges), [distance(*edge) for edge in edges])
         axes.set_xlabel("distance from focus, \u00b5m")
         axes.grid(axis="y")
     left.set_ylabel(_label(column.label, column.unit))
@@ -145,7 +140,7 @@ def _defocus_curve(summary: Summary, column: Column, bins: list[Bin]) -> Plot:
     digits = decimals_for((interval.mean for interval in found.values()), column.unit)
     told = "; ".join(
         f"{method} "
-        + ", ".join(f"{number(found[method, edge].mean, digits)} at {_range(edge)} \u00b5m" for edge in edges if (method, edge) in found)
+        + ", ".join(f"{number(found[method, edge].mean, digits)} at {distance(*edge)} \u00b5m" for edge in edges if (method, edge) in found)
         for method in summary.methods
     )
     return Plot(column.label, f"Mean {column.label} against distance from focus: {told}", _svg(figure))
@@ -244,15 +239,6 @@ def _grid(count: int, *, across: int, height: float) -> tuple[Any, list[Any]]:
     for above in panels[max(0, count - across) : count]:
         above.tick_params(labelbottom=True)
     return figure, panels[:count]
-
-
-def _range(edge: tuple[float, float]) -> str:
-    low, high = edge
-    if low == high:
-        return f"{low:g}"
-    if math.isinf(high):
-        return f"\u2265 {low:g}"
-    return f"{low:g} \u2013 {high:g}"
 
 
 def _label(label: str, unit: str) -> str:

@@ -66,6 +66,13 @@ def p_value(value: float) -> str:
     return "<\u00a00.001" if value < 0.001 else f"{value:#.3g}"
 
 
+def distance(low_um: float, high_um: float) -> str:
+    """A distance from focus, or a range of them, without the unit."""
+    if low_um == high_um:
+        return f"{low_um:g}"
+    return f"\u2265 {low_um:g}" if math.isinf(high_um) else f"{low_um:g} \u2013 {high_um:g}"
+
+
 def counted(count: int, unit: str) -> str:
     """Such as "1 image" and "2 images"."""
     return f"{count:,} {unit}{'' if count == 1 else 's'}".replace(",", "\u202f")

@@ -31,8 +31,10 @@ def number_sections(summary: Summary) -> list[Section]:
 
 def _scores(summary: Summary) -> str:
     unit = escaped(summary.unit)
+    notes = "".join(f"<li>{escaped(note)}</li>" for note in summary.notes)
     return (
         f'<p class="lead">Mean over all cases, and its 95 % bootstrap interval over {unit}s.</p>'
+        f"{f'<ul class=notes>{notes}</ul>' if notes else ''}"
         '<details class="columns" hidden><summary>Choose measures</summary><div></div></details>'
         f'<div class="wide">{report_tables.score_table(summary, plots.colours(summary))}</div>'
         '<p class="key">\u2605 best mean, where the difference is claimed: for the reference against every other method, for another '
@@ -71,7 +73,7 @@ def plot_sections(summary: Summary, rows: Sequence[ScoreRow]) -> list[Section]:
             Section(
                 "defocus",
                 "By distance from focus",
-                f"Left: means; a range holds its lower end. Right: the gain over {name(summary.methods[0])}, case by case. Vertical lines: "
+                f"Left: means. Right: the gain over {name(summary.methods[0])}, case by case. Vertical lines: "
                 f"95 % bootstrap intervals over {escaped(summary.unit)}s.",
                 "Focus",
             ),

@@ -5,7 +5,6 @@ from collections.abc import Iterable, Mapping
 from itertools import groupby
 from typing import Any
 
-from pathorestore.evaluation.plots import shown
 from pathorestore.evaluation.report_format import (
     NOTHING,
     WAYS,
@@ -68,7 +67,7 @@ def best_methods(summary: Summary) -> dict[str, str]:
 def score_table(summary: Summary, colours: Colours) -> str:
     """Measures down, methods across: mean, interval, and how many images have no number."""
     scores = {(one.column, one.method): one for one in summary.scores}
-    best, decimals, methods = best_methods(summary), decimals_of(summary), shown(summary)
+    best, decimals, methods = best_methods(summary), decimals_of(summary), summary.shown
     tag = ' <span class="tag">reference</span>'
     heads = "".join(f'<th scope="col">{swatch(colours[one])} {name(one)}{tag if one == summary.reference else ""}</th>' for one in methods)
     rows = []

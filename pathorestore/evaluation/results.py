@@ -157,7 +157,7 @@ class Summary:
     methods: names in the order given; reference: the one that is compared with all others. unit: "image", "slide" or "patient", over which
     intervals are drawn. left_out: metric -> why it could not be computed. failures: (image, method, reason). set_scores: (label, method,
     value, note) of numbers that belong to a set of images, such as the Frechet distance. level: below which an adjusted p makes a claim.
-    run: facts of the run, for the record; created_utc among them.
+    run: facts of the run, for the record; created_utc among them. notes: sentences that a reader must know before the numbers.
     """
 
     title: str
@@ -177,6 +177,12 @@ class Summary:
     failures: tuple[tuple[str, str, str], ...]
     run: dict[str, Any]
     level: float = 0.01
+    notes: tuple[str, ...] = ()
+
+    @property
+    def shown(self) -> tuple[str, ...]:
+        """The methods, and what else was scored: the clean images, where a score needs no partner."""
+        return tuple(dict.fromkeys((*self.methods, *(score.method for score in self.scores))))
 
     def to_dict(self) -> dict[str, Any]:
         """As values of JSON: intervals become mean, low, high; what is not finite becomes null."""

@@ -5,7 +5,7 @@ import math
 from collections import Counter, defaultdict
 from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import torch
 from torch import Tensor
@@ -13,9 +13,10 @@ from torch import Tensor
 from pathorestore.evaluation.journal import Kind
 from pathorestore.evaluation.measures import Agreeing, Features
 from pathorestore.evaluation.methods import CLEAN
+from pathorestore.evaluation.report_format import counted
 from pathorestore.evaluation.results import UNKNOWN, Agreement, Bin, Column, Compared, RiskCurve, Score, ScoreRow, Summary
 from pathorestore.metrics.agreement import bland_altman
-from pathorestore.metrics.comparison import Verdict, judge, paired_test
+from pathorestore.metrics.comparison import FEWEST, Verdict, judge, paired_test
 from pathorestore.metrics.frechet import INDICATIVE_BELOW, frechet_distance
 from pathorestore.metrics.risk import rank_correlation, risk_coverage
 from pathorestore.metrics.statistics import Interval, bootstrap_interval, paired_interval
@@ -23,7 +24,7 @@ from pathorestore.metrics.statistics import Interval, bootstrap_interval, paired
 Arrays = Callable[[Kind, str], Mapping[str, Tensor]]
 Unit = Literal["image", "slide", "patient"]
 Grouping = Literal["auto", "image", "slide", "patient"]
-_DRAWS = 2000
+_DRAWS, _AT_ONCE = 10_000, 1 << 22
 _BINS_UM = (0.0, 0.5, 1.0, 1.5, 2.0, 3.0, 4.0, 6.0, math.inf)
 _DISTANCES = 12  # so many distances are told one by one
 _CURVE_POINTS = 50
@@ -44,6 +45,7 @@ class Question:
     grouping: Grouping = "auto"
     left_out: Mapping[str, str] | None = None
     run: Mapping[str, Any] | None = None
+    notes: tuple[str, ...] = ()
 
 
 def _no_arrays(kind: Kind, method: str) -> dict[str, Tensor]:
@@ -104,6 +106,7 @@ def summarise(rows: Iterable[ScoreRow], question: Question, arrays: Arrays = _no
         failures=tuple((row.case, row.method, row.error) for row in table.rows if row.error),
         run=dict(question.run or {}),
         level=LEVEL,
+        notes=(*question.notes, *_unequal(table, question)),
     )
 
 
@@ -124,7 +127,6 @@ def _score(table: _Table, column: Column, method: str, first: str) -> Score | No
     perfect = sum(math.isinf(value) for value in values)
     if not len(known) + perfect:
         return None
-    ran = sum((case, method) in table.of for case in table.cases)
     only = Interval(math.inf, math.nan, math.nan)
     return Score(
         column=column.key,
@@ -132,7 +134,7 @@ def _score(table: _Table, column: Column, method: str, first: str) -> Score | No
         interval=_mean(values, groups) if len(known) else only,
         median=known.quantile(0.5).item() if len(known) else math.inf,
         images=len(known) + perfect,
-        without=ran - len(known) - perfect,
+        without=len(table.cases) - len(known) - perfect,
         perfect=perfect,
         gain=_gain(table, column, method, first, table.cases),
     )
@@ -143,12 +145,17 @@ def _gain(table: _Table, column: Column, method: str, first: str, cases: Sequenc
     if method == first:
         return UNKNOWN
     mine, groups = table.values(method, column.key, cases)
-    return paired_interval(mine, table.values(first, column.key, cases)[0], groups, draws=_DRAWS)
+    return paired_interval(mine, table.values(first, column.key, cases)[0], groups, draws=_draws(groups))
+
+
+def _draws(groups: Sequence[Hashable]) -> int:
+    """As many as settle the digits that are shown, fewer where there are so many groups that they settle by themselves."""
+    return max(1000, min(_DRAWS, _AT_ONCE // max(1, len(set(groups)))))
 
 
 def _mean(values: Sequence[float], groups: Sequence[Hashable]) -> Interval:
     """Over the finite values."""
-    return bootstrap_interval([value if math.isfinite(value) else math.nan for value in values], groups, draws=_DRAWS)
+    return bootstrap_interval([value if math.isfinite(value) else math.nan for value in values], groups, draws=_draws(groups))
 
 
 def _comparisons(table: _Table, question: Question) -> list[Compared]:
@@ -160,10 +167,11 @@ def _comparisons(table: _Table, question: Question) -> list[Compared]:
                 continue
             mine, groups = table.values(question.reference, column.key)
             theirs, _ = table.values(other, column.key)
-            asked.append((column, other, paired_interval(mine, theirs, groups, draws=_DRAWS)))
+            asked.append((column, other, paired_interval(mine, theirs, groups, draws=_draws(groups))))
             tests.append(paired_test(*_by_image(table, mine, theirs), higher_is_better=column.better == "higher"))
+    place = _Place(table.unit, len({table.group(case) for case in table.cases}), sum(not math.isnan(test.p) for test in tests))
     return [
-        _compared(question.reference, column, other, difference, verdict, table.unit)
+        _compared(question.reference, column, other, difference, verdict, place)
         for (column, other, difference), verdict in zip(asked, judge(tests, level=LEVEL), strict=True)
     ]
 
@@ -179,9 +187,23 @@ def _by_image(table: _Table, mine: Sequence[float], theirs: Sequence[float]) -> 
     return means[0], means[1], [table.group(cases[0]) for cases in held.values()]
 
 
-def _compared(method: str, column: Column, other: str, difference: Interval, verdict: Verdict, unit: Unit) -> Compared:
+class _Place(NamedTuple):
+    """What a test stands in. unit, groups: of the report; tests: of its family."""
+
+    unit: Unit
+    groups: int
+    tests: int
+
+    def out_of_reach(self, pairs: int) -> str:
+        """Why so few pairs could not make a claim however they fell; empty if they could."""
+        smallest = self.tests * 2 / 2**pairs
+        few = f"{pairs} pairs in {self.tests} tests can reach an adjusted p of {smallest:.2g} at best"
+        return f"{few}; take more images or fewer metrics" if smallest >= LEVEL else ""
+
+
+def _compared(method: str, column: Column, other: str, difference: Interval, verdict: Verdict, place: "_Place") -> Compared:
     test = verdict.test
-    told, reason = _verdict(column, difference, verdict)
+    told, reason = _verdict(column, difference, verdict, place)
     return Compared(
         column=column.key,
         method=method,
@@ -189,7 +211,7 @@ def _compared(method: str, column: Column, other: str, difference: Interval, ver
         difference=difference,
         median_difference=test.median_difference,
         n=test.pairs,
-        unit=unit if test.unit == "group" else "image",
+        unit=place.unit if test.unit == "group" else "image",
         p=test.p,
         p_holm=verdict.p_holm,
         images=test.images,
@@ -200,11 +222,13 @@ def _compared(method: str, column: Column, other: str, difference: Interval, ver
     )
 
 
-def _verdict(column: Column, difference: Interval, found: Verdict) -> tuple[Literal["better", "worse", ""], str]:
+def _verdict(column: Column, difference: Interval, found: Verdict, place: _Place) -> tuple[Literal["better", "worse", ""], str]:
     """What is claimed, and why nothing is: the means of what was tested and the difference that is shown must agree."""
     test = found.test
     if test.reason or not found.p_holm < LEVEL or test.mean == test.other_mean:
-        return "", test.reason
+        return "", test.reason or place.out_of_reach(test.pairs)
+    if place.groups < FEWEST and place.unit != "image":
+        return "", f"images of {counted(place.groups, place.unit)} are not independent; claims take {FEWEST}"
     shown_better = difference.mean > 0 if column.better == "higher" else difference.mean < 0
     if math.isfinite(difference.mean) and shown_better != test.mean_is_better:
         return "", "the mean over groups and the mean over cases point different ways"
@@ -296,6 +320,15 @@ def _set_scores(table: _Table, arrays: Arrays, question: Question) -> list[tuple
         note = f"{len(both)} cases of {len(clean)} images{few}"
         found.append((question.features.label, method, distance, note))
     return found
+
+
+def _unequal(table: _Table, question: Question) -> list[str]:
+    """A warning where methods were not judged on the same cases: their means then do not compare, their differences do."""
+    judged = {method: sum((case, method) in table.of for case in table.cases) for method in question.methods}
+    if len(set(judged.values())) < 2:
+        return []
+    told = ", ".join(f"{method} {count}" for method, count in judged.items())
+    return [f"Means are over different cases ({told} of {len(table.cases)}); differences and tests are over those that both methods have."]
 
 
 def _not_everywhere(table: _Table) -> dict[str, str]:

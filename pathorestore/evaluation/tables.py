@@ -4,16 +4,18 @@ import csv
 import io
 import json
 import math
+from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 
 from pathorestore.atomic import write_atomic
+from pathorestore.evaluation.report_format import counted, distance, p_value
 from pathorestore.evaluation.results import Bin, Column, Compared, Score, ScoreRow, Summary
 from pathorestore.pipelines.report_text import aligned
 
 SCORES_CSV, SCORES_PARQUET, SUMMARY_JSON, TABLES_MD = "scores.csv", "scores.parquet", "summary.json", "tables.md"
 _FACTS = ("case", "image", "slide", "patient", "z_um", "method", "error")
-_DASH = "-"
+_DASH, _MOST_FAILURES = "-", 100
 
 
 def write_tables(folder: Path, rows: Sequence[ScoreRow], summary: Summary) -> tuple[list[Path], tuple[str, ...]]:
@@ -67,35 +69,48 @@ def _parquet(header: Sequence[str], table: Sequence[Sequence[object]]) -> bytes 
 def terminal_text(summary: Summary) -> str:
     """Means by method and column, and what is claimed of the reference."""
     main = [one for one in summary.columns if one.better != "none" and not one.detail]
-    rows = [["", *_shown_methods(summary)]]
-    rows += [[_title(column), *(_mean(summary, column, method) for method in _shown_methods(summary))] for column in main]
-    lines = [f"{summary.cases} cases, {summary.groups} {summary.unit}s", aligned(rows, right=frozenset(range(1, len(rows[0]))))]
+    rows = [["", *summary.shown]]
+    rows += [[_title(column), *(_mean(summary, column, method) for method in summary.shown)] for column in main]
+    lines = [
+        f"{counted(summary.cases, 'case')}, {counted(summary.groups, summary.unit)}",
+        aligned(rows, right=frozenset(range(1, len(rows[0])))),
+    ]
     claims = [one for one in summary.comparisons if one.verdict and one.column in {column.key for column in main}]
     for other in dict.fromkeys(one.other for one in claims):
         for verdict in ("better", "worse"):
             names = [_labels(summary)[one.column] for one in claims if one.other == other and one.verdict == verdict]
             if names:
-                lines.append(f"{summary.reference} is {verdict} than {other} in {', '.join(names)} (Wilcoxon, Holm-adjusted p < 0.01)")
+                claim = f"(Wilcoxon, Holm-adjusted p < {summary.level:g})"
+                lines.append(f"{summary.reference} is {verdict} than {other} in {'; '.join(names)} {claim}")
+    if summary.comparisons and not claims:
+        reasons = Counter(one.reason or "no difference is clear enough" for one in summary.comparisons)
+        lines.append(f"nothing is claimed: {reasons.most_common(1)[0][0]}")
+    lines += [f"note: {note}" for note in summary.notes]
     return "\n".join(lines)
 
 
 def markdown(summary: Summary) -> str:
     """The same for a page: means with intervals, comparisons, and the first columns over the distance from focus."""
-    parts = [
-        f"# {_cell(summary.title)}",
-        f"{summary.cases} cases, {summary.groups} {summary.unit}s; intervals of 95 % over {summary.unit}s.",
-    ]
-    methods = _shown_methods(summary)
+    size = f"{counted(summary.cases, 'case')}, {counted(summary.groups, summary.unit)}; intervals of 95 % over {summary.unit}s."
+    parts = [f"# {_cell(summary.title)}", size, *(_cell(note) for note in summary.notes)]
+    methods = summary.shown
     parts.append(
         _grid(["", *methods], [[_title(column), *(_interval(summary, column, name) for name in methods)] for column in summary.columns])
     )
     if summary.comparisons:
         header = ["metric", f"{summary.reference} against", "difference", "median", "p", "p, Holm", "wins", "verdict"]
         parts += ["## Comparisons", _grid(header, [_compared(summary, one) for one in summary.comparisons])]
+    if summary.set_scores:
+        sets = [[label, method, f"{value:.4g}", note] for label, method, value, note in summary.set_scores]
+        parts += ["## Sets of images", _grid(["distance", "method", "value", "of"], sets)]
     for column in summary.columns:
         by_distance = _by_distance(summary, column)
         if by_distance:
             parts += [f"## {_title(column)} by distance from focus", by_distance]
+    if summary.left_out:
+        parts += ["## Left out", *(f"* {_cell(name)}: {_cell(why)}" for name, why in summary.left_out.items())]
+    if summary.failures:
+        parts += [f"## Failures: {len(summary.failures)}", _grid(["case", "method", "reason"], summary.failures[:_MOST_FAILURES])]
     return "\n\n".join(parts) + "\n"
 
 
@@ -106,7 +121,7 @@ def _by_distance(summary: Summary, column: Column) -> str:
     if not places or column.detail or column.better == "none":
         return ""
     overall = {score.method: score for score in summary.scores if score.column == column.key}
-    rows = [[_place(*place), *(_with_gain(column, bins.get((place[0], name))) for name in summary.methods)] for place in places]
+    rows = [[f"{distance(*place)} um", *(_with_gain(column, bins.get((place[0], name))) for name in summary.methods)] for place in places]
     return _grid(["z", *summary.methods], [*rows, ["all", *(_with_gain(column, overall.get(name)) for name in summary.methods)]])
 
 
@@ -120,14 +135,10 @@ def _with_gain(column: Column, found: Bin | Score | None) -> str:
     return f"{mean} ({gain} [{low}, {high}])"
 
 
-def _place(low: float, high: float) -> str:
-    return f"{low:g} um" if low == high else f"{low:g} to {high:g} um"
-
-
 def _compared(summary: Summary, one: Compared) -> list[str]:
     column = next(column for column in summary.columns if column.key == one.column)
     numbers = [_digits(column, value, sign="+") for value in (one.difference.mean, one.difference.low, one.difference.high)]
-    p, p_holm = (_DASH if math.isnan(value) else "< 0.001" if value < 0.001 else f"{value:.3f}" for value in (one.p, one.p_holm))
+    p, p_holm = (p_value(value) for value in (one.p, one.p_holm))
     told = one.verdict or one.reason or "no claim"
     difference = f"{numbers[0]} [{numbers[1]}, {numbers[2]}]"
     return [
@@ -140,10 +151,6 @@ def _compared(summary: Summary, one: Compared) -> list[str]:
         f"{one.wins}/{one.images}",
         told,
     ]
-
-
-def _shown_methods(summary: Summary) -> list[str]:
-    return list(dict.fromkeys([*summary.methods, *(score.method for score in summary.scores)]))
 
 
 def _mean(summary: Summary, column: Column, method: str) -> str:

@@ -56,7 +56,9 @@
         side.choice.replaceChildren(...labels.map((label) => make("option", [label], {})));
         side.choice.selectedIndex = Math.max(labels.indexOf(wanted[k]), labels.includes(wanted[k]) ? 0 : Math.min(k, labels.length - 1));
       });
-      byId("why").textContent = `${view.set.name}${view.set.z && `, ${view.set.z}`}${view.set.why && `: ${view.set.why}`}`;
+      const missing = wanted.filter((label) => !view.set.pictures.some((picture) => picture.label === label));
+      const absent = missing.length ? `; no picture of ${missing.join(" and ")}` : "";
+      byId("why").textContent = `${view.set.name}${view.set.z && `, ${view.set.z}`}${view.set.why && `: ${view.set.why}`}${absent}`;
       byId("scale").hidden = !view.set.pixel_um;
       showPictures();
       fit();
