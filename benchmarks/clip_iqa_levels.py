@@ -11,7 +11,6 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from scipy.stats import spearmanr
 from torch import Tensor
 
 from pathorestore.atomic import write_atomic
@@ -20,8 +19,10 @@ from pathorestore.data.iqa import LEVELS, Blur, Kind
 from pathorestore.data.sharp_crops import image_files
 from pathorestore.degradations.optical import degrade
 from pathorestore.degradations.recipes import Setting
+from pathorestore.evaluation.cases import central
 from pathorestore.functional.noise import stream
-from pathorestore.image import from_uint8
+from pathorestore.image import from_uint8, to_uint8
+from pathorestore.metrics.risk import rank_correlation
 from pathorestore.models.clip_iqa import load_clip_iqa
 
 Z_UM = (0.0, 0.8, 1.6, 2.4, 3.2)
@@ -44,12 +45,6 @@ def score_table(score: Callable[[Tensor], Tensor], images: Sequence[Pixels], deg
     return np.array([[score(image).item() for image in degrade_all(pixels)] for pixels in images])
 
 
-def middle(pixels: Pixels, side_px: int) -> Pixels:
-    """The middle of an image, at most `side_px` a side."""
-    top, left = (max(0, length - side_px) // 2 for length in pixels.shape[:2])
-    return pixels[top : top + side_px, left : left + side_px]
-
-
 def halved(pixels: Pixels) -> Pixels:
     """The image at half its size, each pixel the mean of four: for scans that are sampled twice as finely as they are sharp."""
     import cv2
@@ -59,11 +54,12 @@ def halved(pixels: Pixels) -> Pixels:
 
 def agreement(scores: Pixels) -> dict[str, object]:
     """Rank correlations of scores (images x levels, sharp first) with sharpness: all pooled, and within each image; means of the levels."""
-    sharpness = -np.arange(scores.shape[1])
-    within = [spearmanr(row, sharpness).statistic for row in scores]
+    known = torch.from_numpy(scores)
+    sharpness = -torch.arange(scores.shape[1])
+    within = [rank_correlation(row, sharpness) for row in known]
     return {
         "images": len(scores),
-        "spearman": float(spearmanr(scores.ravel(), np.tile(sharpness, len(scores))).statistic),
+        "spearman": rank_correlation(known, sharpness.expand_as(known)),
         "spearman_within_mean": float(np.mean(within)),
         "spearman_within_worst": float(np.min(within)),
         "level_means": [round(float(mean), 4) for mean in scores.mean(axis=0)],
@@ -84,7 +80,7 @@ def main() -> None:
     arguments = parser.parse_args()
     files = image_files(arguments.data)[: arguments.limit]
     whole = [halved(read_rgb(file)) if file.name.startswith(tuple(arguments.halve)) else read_rgb(file) for file in files]
-    images = [middle(pixels, arguments.crop) for pixels in whole]
+    images = [to_uint8(central(from_uint8(pixels), arguments.crop)) for pixels in whole]
     kept = [not file.name.startswith(tuple(arguments.without)) for file in files]
     ways: dict[str, Callable[[Pixels], list[Tensor]]] = {"box": blurred("box"), "gauss": blurred("gauss"), "defocus": defocused}
     results = []

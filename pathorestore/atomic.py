@@ -29,6 +29,18 @@ def write_atomic(path: Path, data: bytes) -> None:
         raise
 
 
+def refuse_existing(*paths: Path, overwrite: bool) -> None:
+    """Raise ValueError for the first of some files that exists, unless it may be replaced, or that cannot lie in its folder.
+
+    For verbs to ask before they compute anything.
+    """
+    for path in paths:
+        if path.parent.exists() and not path.parent.is_dir():
+            raise ValueError(f"{path.parent}: is a file; name a folder")
+        if path.exists() and not overwrite:
+            raise ValueError(f"{path}: exists already; --overwrite replaces it")
+
+
 def make_folder(folder: Path) -> None:
     """Make a folder and its parents. Raises OSError naming the part of the path that is in the way."""
     try:

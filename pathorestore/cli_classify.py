@@ -34,7 +34,7 @@ def fill_classify(command: "ArgumentParser") -> None:
     command.add_argument("--classes", type=str, default=None, help="its labels in the order of its outputs, parted by commas")
     command.add_argument("--side-px", type=int, default=None, help="side that its images are brought to; default: 256")
     command.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto", help="where to compute; auto takes CUDA if present")
-    command.add_argument("--max-pixels", type=int, default=178_956_970, help="refuse images with more pixels than this")
+    command.add_argument("--max-pixels", type=int, default=None, help="refuse images with more pixels than this; default: as restore")
     command.add_argument("--overwrite", action="store_true", help="replace earlier results in that folder")
     command.add_argument("--json", action="store_true", help="print scores.json on stdout, all else on stderr")
     command.add_argument("-q", "--quiet", action="store_true", help="print failures only")
@@ -45,6 +45,7 @@ def run_classify(arguments: "Namespace", bar: Bar, tell_error: Say) -> int:
     versions = parse_versions(arguments.images)
     from pathorestore.evaluation.classification import Case, Rules, check_output, compare, score_versions, write_comparison
     from pathorestore.pipelines.compute import choose_device
+    from pathorestore.pipelines.raster import DEFAULT_MAX_PIXELS
 
     check_output(Path(arguments.output), overwrite=arguments.overwrite)
     reference = arguments.reference or ("clean" if "clean" in versions else next(iter(versions)))
@@ -62,7 +63,7 @@ def run_classify(arguments: "Namespace", bar: Bar, tell_error: Say) -> int:
         classifier.to(device).probabilities,
         cases,
         versions,
-        max_pixels=arguments.max_pixels,
+        max_pixels=DEFAULT_MAX_PIXELS if arguments.max_pixels is None else arguments.max_pixels,
         on_failure=lambda failure: tell_error(failure.reason),
         progress=bar,
     )

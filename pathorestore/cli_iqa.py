@@ -13,6 +13,8 @@ if TYPE_CHECKING:
 
 Bar = Callable[[int, int], None]
 
+_REMEDY = "give images of two patients, slides or files at least, and split them anew with --split 9:1:0 --overwrite"
+
 
 def fill_iqa(command: "ArgumentParser") -> None:
     """Declare the options."""
@@ -28,9 +30,10 @@ def fill_iqa(command: "ArgumentParser") -> None:
 
 
 def run_iqa(arguments: "Namespace", bar: Bar) -> int:
-    """Write the table and say what it holds; returns the exit code."""
+    """Write the table and say what it holds; returns the exit code: 0 all well, 1 some images could not be read."""
     from collections import Counter
 
+    from pathorestore.atomic import refuse_existing
     from pathorestore.data.iqa import KINDS, IqaOptions, iqa_rows
     from pathorestore.data.make import placed
     from pathorestore.data.manifest import SPLITS, check_name, write_manifest
@@ -38,20 +41,30 @@ def run_iqa(arguments: "Namespace", bar: Bar) -> int:
 
     output = Path(arguments.output)
     check_name(output)
-    if output.exists() and not arguments.overwrite:
-        raise ValueError(f"{output}: exists already; --overwrite replaces it")
+    refuse_existing(output, overwrite=arguments.overwrite)
     kinds: tuple[Kind, ...] = KINDS if arguments.kind == "both" else (arguments.kind,)
     ratio = parse_ratio(arguments.split) if arguments.split else None
     options = IqaOptions(kinds=kinds, patch_px=arguments.patch, per_image=arguments.per_image, seed=arguments.seed, ratio=ratio)
     images = Path(arguments.images)
     rows, folder = _images(images, seed=arguments.seed, ratio=ratio)
-    made = iqa_rows(rows, options, folder=folder, note=lambda line: print(f"note: {line}"), progress=bar)
+    damaged: list[str] = []
+    made = iqa_rows(rows, options, folder=folder, note=_note, damaged=damaged.append, progress=bar)
+    for line in damaged:
+        _note(line)
     write_manifest(output, placed(made, output))
     counts = Counter(row.split for row in made)
     shares = ", ".join(f"{split} {counts[split]}" for split in SPLITS)
     print(f"table: {output}, {len(made)} rows ({shares}) of {len({dict(row.extra)['patch'] for row in made})} patches")
-    print(f"next: pathorestore fit --config clip_iqa_{kinds[-1]}_tiny --data.manifest {output}")
-    return 0
+    empty = [what for split, what in (("train", "training"), ("val", "validation")) if not counts[split]]
+    if empty:
+        print(f"note: no row is left for {' and '.join(empty)}, without which fit does not start; {_REMEDY}")
+    else:
+        print(f"next: pathorestore fit --config clip_iqa_{kinds[-1]}_tiny --data.manifest {output}")
+    return 1 if damaged else 0
+
+
+def _note(line: str) -> None:
+    print(f"note: {line}", flush=True)
 
 
 def _images(images: Path, *, seed: int, ratio: "Ratio | None") -> "tuple[list[Row], Path]":

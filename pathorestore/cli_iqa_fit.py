@@ -27,12 +27,15 @@ def fill_iqa_fit(command: "ArgumentParser") -> None:
 
 def run_iqa_fit(arguments: "Namespace", bar: Bar = lambda *_: None) -> int:
     """Fit, write, tell, and return the exit code."""
+    from pathorestore.atomic import refuse_existing
     from pathorestore.evaluation.iqa_fit import FitOptions, fit_iqa
     from pathorestore.metrics import brisque, niqe
 
     options = FitOptions(kind=arguments.kind, limit=arguments.limit, seed=arguments.seed, crop_px=arguments.crop, patch_px=arguments.patch)
     output = Path(arguments.output)
-    _check(output, arguments.kind, overwrite=arguments.overwrite)
+    kinds = ("niqe", "brisque") if arguments.kind == "both" else (arguments.kind,)
+    # before anything is computed, which takes minutes
+    refuse_existing(*(output / f"{kind}.{end}" for kind in kinds for end in ("safetensors", "json")), overwrite=arguments.overwrite)
     quiet = arguments.quiet
     found = fit_iqa(Path(arguments.folder), options, progress=bar, note=(lambda _: None) if quiet else _note)
     written: list[Path] = []
@@ -44,16 +47,6 @@ def run_iqa_fit(arguments: "Namespace", bar: Bar = lambda *_: None) -> int:
         print(_table(found))
         print("\n".join(f"written: {path}" for path in written))
     return 0
-
-
-def _check(output: Path, kind: str, *, overwrite: bool) -> None:
-    """Before anything is computed, which takes minutes."""
-    if output.exists() and not output.is_dir():
-        raise ValueError(f"{output}: is a file; name a folder for the parameters")
-    kinds = ("niqe", "brisque") if kind == "both" else (kind,)
-    there = [path for name in kinds for path in (output / f"{name}.safetensors", output / f"{name}.json") if path.exists()]
-    if there and not overwrite:
-        raise ValueError(f"{there[0]}: exists already; --overwrite replaces it")
 
 
 def _note(line: str) -> None:
@@ -69,10 +62,13 @@ def _table(found: "FitResult") -> str:
     if not facts.held_out:
         return f"{head}, so nothing says how well it does: give images of two patients or more"
     rows = [["degradation", "strengths", *(text for name in found.agreement for text in (name, "per image"))]]
+    medians = [["degradation", *found.agreement]]
     for one in DEGRADATIONS:
+        known = [found.agreement[name][one.name] for name in found.agreement]
         strengths = f"{', '.join(f'{strength:g}' for strength in one.strengths)} {one.unit}"
-        figures = [f"{value:.3f}" for name in found.agreement for value in found.agreement[name][one.name]]
-        rows.append([one.name, strengths, *figures])
+        rows.append([one.name, strengths, *(f"{value:.3f}" for figure in known for value in (figure.pooled, figure.within))])
+        medians.append([one.name, *(", ".join(f"{value:.1f}" for value in figure.medians) for figure in known)])
     right = frozenset(range(2, 2 + 2 * len(found.agreement)))
     told = "Spearman's rank correlation of the score with the level, over all held-out images and within each:"
-    return "\n".join([head, told, aligned(rows, right=right)])
+    middle = "Median score of the held-out images at levels 0 (sharp) to 5:"
+    return "\n".join([head, told, aligned(rows, right=right), middle, aligned(medians)])

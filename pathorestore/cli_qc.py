@@ -11,19 +11,20 @@ if TYPE_CHECKING:
     from pathorestore.pipelines.batch import Job
     from pathorestore.slide.focus_report import JudgedBy, QcFiles
 
-_FINE_CTF, _RESCAN_UM = 0.65, 3.0
-
 
 def fill_qc(command: "ArgumentParser") -> None:
     """Declare the verb's own options."""
+    from pathorestore.slide.focus_verdict import Thresholds
+
+    limits = Thresholds()
     inputs = "images (PNG, JPEG, TIFF, BMP), slides (SVS, NDPI, TIFF, ...) or folders of them"
     folder = "folder for NAME.qc.csv, NAME.qc.png and NAME.qc.geojson of each input, trees mirrored, and qc.csv of all"
-    fine = f"least estimated contrast transfer of a fine tile; default: {_FINE_CTF}"
-    rescan = f"estimated distance to focus in um beyond which a tile asks for a new scan; default: {_RESCAN_UM}"
+    fine = f"least estimated contrast transfer of a fine tile; default: {limits.fine_ctf}"
+    rescan = f"estimated distance to focus in um beyond which a tile asks for a new scan; default: {limits.rescan_um}"
     command.add_argument("inputs", nargs="+", type=str, metavar="INPUT", help=inputs)
     command.add_argument("-o", "--output", required=True, type=str, help=folder)
-    command.add_argument("--fine-ctf", type=float, default=_FINE_CTF, help=fine)
-    command.add_argument("--rescan-um", type=float, default=_RESCAN_UM, help=rescan)
+    command.add_argument("--fine-ctf", type=float, default=limits.fine_ctf, help=fine)
+    command.add_argument("--rescan-um", type=float, default=limits.rescan_um, help=rescan)
     command.add_argument("--every", type=int, default=1, metavar="N", help="judge every Nth tile down and across: N times N times faster")
     command.add_argument("--tile", type=int, default=256, help="side of the tiles in px of 0.25 um")
     command.add_argument("--mpp", type=float, default=None, help="um per pixel, where the file does not say it or is wrong")
@@ -52,7 +53,9 @@ def files_to_judge(arguments: "Namespace", bar: Callable[[int, int], None]) -> "
     jobs = plan_qc(arguments.inputs, arguments.output)
     estimator, judged_by = _estimator(arguments.model, arguments.revision)
     judge = FocusFile(judge=TissueFocus(estimator, device=device), options=options, thresholds=thresholds, progress=bar)
-    return jobs, QcFiles(folder=Path(arguments.output), judge=judge, judged_by=judged_by, overwrite=arguments.overwrite)
+    # with --skip-existing only inputs without a table are judged, and a picture without its table is what a stopped run left
+    replace = arguments.overwrite or arguments.skip_existing
+    return jobs, QcFiles(folder=Path(arguments.output), judge=judge, judged_by=judged_by, overwrite=replace)
 
 
 def _estimator(model: str | None, revision: str | None) -> "tuple[DefocusEstimator, JudgedBy]":

@@ -3,24 +3,24 @@
 import hashlib
 import json
 import os
-import signal
 import sys
-import threading
 from argparse import ArgumentError
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import AbstractContextManager, contextmanager
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+
+from pathorestore.slide.restore_any import RestoreAny as RestoreAny
+from pathorestore.slide.restore_any import StopSignal as StopSignal
+from pathorestore.slide.restore_any import check_no_slides
 
 if TYPE_CHECKING:
     from jsonargparse import ArgumentParser, Namespace
 
     from pathorestore.pipelines.assemble import ReadyRestorer, RestoreOptions
-    from pathorestore.pipelines.batch import Done, Job
-    from pathorestore.pipelines.restore_file import RestoreFile
+    from pathorestore.pipelines.batch import Job
     from pathorestore.pipelines.trust import RiskMap
-    from pathorestore.slide.restore import RestoreSlide, SlideEstimate, SlideOptions, Status
+    from pathorestore.slide.restore import SlideEstimate, SlideOptions, Status
 
 _MIB = 2**20
 Bar = Callable[..., None]
@@ -46,7 +46,7 @@ def fill_restore(command: "ArgumentParser") -> None:
     command.add_argument("--precision", choices=("auto", "fp32", "bf16"), default="auto", help="auto takes bf16 on CUDA that has it")
     command.add_argument("--seed", type=int, default=0, help="seed of the second stage; same seed, same result")
     command.add_argument("--risk-map", action="store_true", help="beside each image, where it may be wrong: NAME.risk.tiff, NAME.risk.png")
-    command.add_argument("--risk-seeds", type=int, default=None, help="runs of the second stage for the risk map; default: 3")
+    command.add_argument("--risk-seeds", type=int, default=None, help="runs of the second stage for its risk map; default: 3")
     command.add_argument("--shard", type=str, default="", metavar="I/N", help="do only part I (from 0) of N, for arrays of jobs")
     _fill_slides(command)
 
@@ -78,108 +78,6 @@ def _fill_slides(command: "ArgumentParser") -> None:
     slides.add_argument("--json-progress", action="store_true", help="progress as lines of JSON on stderr")
 
 
-class StopSignal:
-    """Ctrl-C and SIGTERM, by which job queues stop their jobs: a slide finishes its row of tiles first; a second one ends it at once."""
-
-    def __init__(self, say: Callable[[str], None]):
-        self.asked = False
-        self._say, self._slide = say, False
-
-    @contextmanager
-    def heard(self) -> Iterator[None]:
-        """Listen; outside the main thread, where nobody may, do nothing."""
-        if threading.current_thread() is not threading.main_thread():
-            yield
-            return
-        before = {number: signal.signal(number, self._hear) for number in (signal.SIGINT, signal.SIGTERM)}
-        try:
-            yield
-        finally:
-            for number, handler in before.items():
-                signal.signal(number, handler)
-
-    @contextmanager
-    def between_rows(self) -> Iterator[None]:
-        """Let what runs now stop where it wants to."""
-        self._slide = True
-        try:
-            yield
-        finally:
-            self._slide = False
-
-    def _hear(self, _signal: int, _frame: object) -> None:
-        if not self._slide or self.asked:
-            raise KeyboardInterrupt
-        self.asked = True
-        self._say("stopping after this row of tiles, which is kept; once more stops at once")
-
-
-@dataclass(frozen=True, kw_only=True, eq=False)
-class RestoreAny:
-    """The work of `run_batch` on images and slides."""
-
-    image: "RestoreFile"
-    slide: "RestoreSlide"
-    pyramid: bool
-    stop: "StopSignal"
-
-    def __call__(self, job: "Job") -> "Done":
-        """Restore one file by the engine that it needs."""
-        if self.stop.asked:  # too late for the slide before, which was being written
-            raise KeyboardInterrupt
-        if not self.takes_slide(job):
-            self._check_for_images(job)
-            return self.image(job)
-        self._check_for_slides(job)
-        with self.stop.between_rows():
-            return self.slide(job)
-
-    def _check_for_images(self, job: "Job") -> None:
-        """Refuse what would be passed over in silence."""
-        from pathorestore.pipelines.batch import PlanError
-
-        wishes = self.slide.options
-        asked = {"--region": wishes.region, "--mpp": wishes.mpp, "--geojson": wishes.regions, "--format ome-tiff": wishes.format != "tiff"}
-        for name, wish in (asked | {"--compression": wishes.compression != "auto"}).items():
-            if wish:
-                raise PlanError(
-                    f"{job.input}: {name} is for slides, and this is a plain image; treat it as a slide with --pyramid, or leave it out"
-                )
-
-    def _check_for_slides(self, job: "Job") -> None:
-        from pathorestore.pipelines.batch import PlanError
-
-        if self.image.risk is not None:
-            remedy = "export the region of interest as PNG or TIFF and restore that, or leave it out"
-            raise PlanError(f"{job.input}: --risk-map is for plain images, and this is treated as a slide; {remedy}")
-
-    def takes_slide(self, job: "Job") -> bool:
-        """Whether a file goes through the slide engine."""
-        from pathorestore.slide.readers import is_slide
-
-        return self.pyramid or is_slide(job.input)
-
-    def size(self, job: "Job") -> tuple[int, ...]:
-        """How long a job will take beside others: slides by their tiles, then images by their bytes, then what cannot be read."""
-        try:
-            return (1, self.slide.estimate(job.input).tiles) if self.takes_slide(job) else (0, job.input.stat().st_size)
-        except Exception:  # told when it is the job's turn
-            return (-1,)
-
-    def ask_to_stop(self) -> None:
-        """Have a slide stop after the row of tiles that it is at."""
-        self.stop.asked = True
-
-    @property
-    def stopping(self) -> bool:
-        """Whether it has been asked to."""
-        return self.stop.asked
-
-    def patiently(self) -> AbstractContextManager[None]:
-        """A time in which Ctrl-C asks first, and interrupts only when it comes again."""
-        return self.stop.between_rows()
-
-
 @dataclass(frozen=True)
 class RestoreElsewhere:
     """What a worker on Ray makes its work from; it travels there."""
@@ -193,7 +91,7 @@ class RestoreElsewhere:
 
 
 def files_to_restore(
-    arguments: "Namespace", clock: Callable[[], str], bar: Callable[[str], Bar], stop: "StopSignal"
+    arguments: "Namespace", clock: Callable[[], str], bar: Callable[[str], Bar], stop: StopSignal
 ) -> "tuple[list[Job], RestoreAny]":
     """The files that the arguments name, and what is done to each. bar: makes a progress bar for a unit."""
     from pathorestore.pipelines.batch import plan_outputs
@@ -206,6 +104,7 @@ def files_to_restore(
         options = replace(options, device="cpu", precision="fp32")
     planned = plan_outputs(arguments.inputs, arguments.output)
     if arguments.risk_map:
+        check_no_slides(planned, pyramid=arguments.pyramid)
         check_risk_names(planned)  # before the shards, which would hide some from each other
     jobs = in_shard(planned, arguments.shard, arguments.output)
     for job in jobs:
@@ -233,7 +132,13 @@ def _work(
         "overwrite": arguments.overwrite,
     }
     risk = _risk_map(arguments, options, ready, bar) if arguments.risk_map or arguments.risk_seeds is not None else None
-    image = RestoreFile(restorer=ready.restorer, max_pixels=arguments.max_pixels or DEFAULT_MAX_PIXELS, risk=risk, **shared)
+    image = RestoreFile(
+        restorer=ready.restorer,
+        max_pixels=arguments.max_pixels or DEFAULT_MAX_PIXELS,
+        risk=risk,
+        replace_maps=arguments.skip_existing,
+        **shared,
+    )
     told = _json_lines if arguments.json_progress else _bars(bar)
     slide = RestoreSlide(
         system=ready.system,
@@ -250,11 +155,13 @@ def _work(
 def _risk_map(arguments: "Namespace", options: "RestoreOptions", ready: "ReadyRestorer", bar: Callable[[str], Bar]) -> "RiskMap":
     from pathorestore.pipelines.trust import DEFAULT_SEEDS, ready_risk_map
 
+    seeds = arguments.risk_seeds
     if not arguments.risk_map:
         raise ValueError("--risk-seeds belongs to --risk-map; give both or none")
-    return ready_risk_map(
-        ready, options, seeds=DEFAULT_SEEDS if arguments.risk_seeds is None else arguments.risk_seeds, progress=bar("tile")
-    )
+    risk = ready_risk_map(ready, options, seeds=DEFAULT_SEEDS if seeds is None else seeds, progress=bar("tile"))
+    if seeds is not None and not risk.model.needs_spread:
+        raise ValueError(f"--risk-seeds {seeds} changes nothing: this risk map is made without runs from other seeds; leave it out")
+    return risk
 
 
 def restore_options(arguments: "Namespace") -> "RestoreOptions":

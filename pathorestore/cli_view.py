@@ -15,6 +15,7 @@ Bar = Callable[[int, int], None]
 def fill_view(command: "ArgumentParser") -> None:
     """Declare the verb's own options."""
     layer = "image to lay over OUT, of any size and stretched to fit, such as focus=focus.png; may be given more than once"
+    largest = "refuse image files, not slides, with more pixels than this; default: as restore"
     command.add_argument("restored", type=str, metavar="OUT", help="slide, pyramidal TIFF or image file to look at")
     command.add_argument("--compare", type=str, default=None, metavar="IN", help="what OUT was made from, for a before/after slider")
     command.add_argument("--layer", action="append", type=str, default=None, metavar="NAME=FILE", help=layer)
@@ -22,7 +23,7 @@ def fill_view(command: "ArgumentParser") -> None:
     command.add_argument("--overwrite", action="store_true", help="replace an earlier view in that folder")
     command.add_argument("--serve", action="store_true", help="write nothing; serve the page to browsers on this machine until Ctrl-C")
     command.add_argument("--port", type=int, default=None, help="port to serve on; default: any that is free")
-    command.add_argument("--max-pixels", type=int, default=178_956_970, help="refuse image files, not slides, with more pixels than this")
+    command.add_argument("--max-pixels", type=int, default=None, help=largest)
     command.add_argument("-q", "--quiet", action="store_true", help="print failures and the address only")
 
 
@@ -30,6 +31,7 @@ def run_view(arguments: "Namespace", bar: Bar) -> int:
     """Write or serve the page and return the exit code."""
     layers = parse_layers(arguments.layer or ())
     _check(arguments)
+    from pathorestore.pipelines.raster import DEFAULT_MAX_PIXELS
     from pathorestore.slide.viewer import check_folder, write_view
     from pathorestore.slide.viewer_images import open_view
 
@@ -38,7 +40,8 @@ def run_view(arguments: "Namespace", bar: Bar) -> int:
     if not arguments.serve:
         check_folder(folder, overwrite=arguments.overwrite)  # before the slides are opened, which may take long
     compare = Path(arguments.compare) if arguments.compare else None
-    with open_view(out, compare=compare, layers=layers, max_pixels=arguments.max_pixels) as view:
+    max_pixels = DEFAULT_MAX_PIXELS if arguments.max_pixels is None else arguments.max_pixels
+    with open_view(out, compare=compare, layers=layers, max_pixels=max_pixels) as view:
         if arguments.serve:
             return _serve(view, arguments.port or 0, quiet=arguments.quiet)
         tiles = write_view(view, folder, overwrite=arguments.overwrite, progress=bar)

@@ -11,11 +11,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
-from pathorestore.pipelines.batch import Done, Job, PlanError, explain, plan_outputs, run_batch
+from pathorestore.pipelines.batch import DERIVED_SUFFIXES, SEARCHED_SUFFIXES, Done, Job, PlanError, explain, plan_outputs, run_batch
 from pathorestore.pipelines.compute import ComputedOn, choose_device, choose_precision
 from pathorestore.pipelines.image_file import ImageFileError, read_image_file
 from pathorestore.pipelines.provenance import read_provenance
 from pathorestore.pipelines.restore_file import RestoreFile
+from pathorestore.pipelines.risk_files import risk_paths
+from pathorestore.slide.focus_report import outputs_of
 
 
 def touch(folder: Path, *names: str) -> None:
@@ -48,6 +50,22 @@ def test_a_tree_is_mirrored_one_to_one_in_the_order_of_its_names(tmp_path, stems
 def test_only_visible_images_are_taken_and_never_those_of_the_output_folder(tmp_path):
     touch(tmp_path, "a.png", "notes.txt", ".hidden.png", ".cache/b.png", "out/a.png", "out2/c.tiff")
     assert outputs(plan_outputs([tmp_path], tmp_path / "out"), tmp_path / "out") == ["a.png", "out2/c.tiff"]
+
+
+def test_the_maps_in_an_output_folder_are_no_inputs_of_the_next_command_unless_named_one_by_one(tmp_path):
+    touch(tmp_path / "in", "a.png", "a.risk.png", "A.RISK.TIFF", "a.png.qc.png", "sub/b.risk.tiff", "sub/b.tiff", "risk.png", "qc.png")
+    assert outputs(plan_outputs([tmp_path / "in"], tmp_path / "out"), tmp_path / "out") == ["a.png", "qc.png", "risk.png", "sub/b.tiff"]
+    assert outputs(plan_outputs([tmp_path / "in" / "a.risk.png"], tmp_path / "out"), tmp_path / "out") == ["a.risk.png"]
+    touch(tmp_path / "maps", "a.risk.png")
+    with pytest.raises(PlanError, match=r"holds no images.*maps left out"):
+        plan_outputs([tmp_path / "maps"], tmp_path / "out")
+
+
+def test_every_picture_that_is_written_beside_others_is_known_by_its_name():
+    pictures = [*risk_paths(Path("a.png")), *outputs_of(Job(Path("a.png"), Path("a.png.qc.csv")))]
+    assert {path.name for path in pictures if path.name.endswith(DERIVED_SUFFIXES)} == {
+        path.name for path in pictures if path.suffix in SEARCHED_SUFFIXES
+    }
 
 
 def test_names_that_differ_in_suffix_only_stay_apart(tmp_path):

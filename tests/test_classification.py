@@ -370,7 +370,7 @@ def test_results_are_written_as_strict_json_and_a_table_that_reads_back(versions
     assert [row["file"] for row in rows[::2]] == names
     assert [row["version"] for row in rows[:2]] == ["gray", "clean"]
     assert all(float(row["p_no"]) + float(row["p_yes"]) == pytest.approx(1) for row in rows)
-    with pytest.raises(ValueError, match="--overwrite replaces them"):
+    with pytest.raises(ValueError, match="--overwrite replaces it"):
         check_output(tmp_path / "out", overwrite=False)
     check_output(tmp_path / "out", overwrite=True)
     with pytest.raises(ValueError, match="is a file"):

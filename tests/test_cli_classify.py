@@ -2,6 +2,8 @@
 
 import csv
 import json
+import subprocess
+import sys
 import warnings
 from pathlib import Path
 
@@ -12,7 +14,7 @@ import torch
 from PIL import Image
 
 from pathorestore import cli
-from pathorestore.cli_classify import parse_versions
+from pathorestore.cli_classify import fill_classify, parse_versions
 from pathorestore.data.labels import read_labels
 from pathorestore.hub import ConfigError, WeightsError
 from pathorestore.models.classifier import Classifier, ClassifierConfig, to_side
@@ -195,9 +197,9 @@ BAD_LABELS = {
     "file twice": ("a.png,round,,\n./a.png,long,,", r"row 3 \(a\.png\): named already in row 2"),
     "patient in two splits": (
         "a.png,round,P 1,train\nb.png,long,p  1,test",
-        "row 3.*patient p  1 is in test here and in train in row 2; keep each patient in one split",
+        r"row 3.*patient 'p  1' is in split test here \(row 3\) and in split train \(row 2\); keep all rows of a patient in one split",
     ),
-    "patient half in a split": ("a.png,round,P1,\nb.png,long,P1,test", "row 3.*in test here and in no split in row 2"),
+    "patient half in a split": ("a.png,round,P1,\nb.png,long,P1,test", r"row 2.*is in no split here \(row 2\) and in split test \(row 3\)"),
     "too many cells": ("a.png,round,,,,", "row 2: got 6 cells"),
 }
 
@@ -211,9 +213,17 @@ def test_a_row_at_fault_is_told_by_number_and_remedy(fault, tmp_path):
     assert len(str(caught.value).splitlines()) == 1
 
 
+def test_slides_of_one_name_are_told_apart_by_their_patients_and_never_confused_with_them(tmp_path):
+    (tmp_path / "labels.csv").write_text("file,label,patient,slide,split\na.png,x,P1,1,train\nb.png,x,P2,1,val\nc.png,x,1,,test\n")
+    assert len(read_labels(tmp_path / "labels.csv")) == 3
+    (tmp_path / "labels.csv").write_text("file,label,patient,slide,split\na.png,x,P1,S1,train\nb.png,x,,S1,val\n")
+    with pytest.raises(ValueError, match="slide 'S1' is in split val here"):
+        read_labels(tmp_path / "labels.csv")
+
+
 def test_slides_are_kept_apart_like_patients_and_many_faults_are_cut_short(tmp_path):
     (tmp_path / "labels.csv").write_text("path,label,slide,split\na.png,x,S1,train\nb.png,x,S1,val\n")
-    with pytest.raises(ValueError, match="slide S1 is in val here and in train in row 2"):
+    with pytest.raises(ValueError, match=r"row 3 \(b\.png\): slide 'S1' is in split val here \(row 3\) and in split train \(row 2\)"):
         read_labels(tmp_path / "labels.csv")
     (tmp_path / "labels.csv").write_text("file,label\n" + "\n".join(f"{index}.png," for index in range(15)))
     with pytest.raises(ValueError, match=r"row 11 \(9\.png\): no label; .*and 5 more$"):
@@ -240,19 +250,21 @@ def test_slides_are_kept_apart_like_patients_and_many_faults_are_cut_short(tmp_p
         (["--architecture", NETWORK], "a folder knows them itself"),
         (["--labels", "gone.csv"], "gone.csv: is no file"),
         (["--labels", "labels.csv"], "row 2 (a.png): label 'square' is unknown"),
+        (["--labels", "empty.csv"], "empty.csv: is empty; expected a header row and one row for each image"),
         (["--labels", "train.csv"], "train.csv: has no row with split test"),
         (["--reference", "sharp"], "--reference sharp is no version; expected one of degraded, clean"),
         (["--threshold", "1"], "--threshold 1.0 must lie in (0, 1)"),
         (["--draws", "0"], "--draws 0 must be at least 1"),
         (["--split", "dev"], "invalid choice: 'dev'"),
         (["-o", "labels.csv"], "labels.csv: is a file; name a folder"),
-        (["-o", "full"], "full: holds scores.json already; --overwrite replaces them"),
+        (["-o", "full"], "full/scores.json: exists already; --overwrite replaces it"),
     ],
     ids=lambda words: " ".join(words) if isinstance(words, list) else "",
 )
 def test_wrong_usage_is_one_clear_line_and_exit_code_2(run, words, extra, expected, tmp_path):
     (tmp_path / "labels.csv").write_text("file,label\na.png,square\n")
     (tmp_path / "train.csv").write_text("file,label,split\na.png,round,train\n")
+    (tmp_path / "empty.csv").write_text("")
     (tmp_path / "full").mkdir()
     (tmp_path / "full" / "scores.json").write_text("mine")
     code, out, err = run(*words, *extra)
@@ -307,6 +319,13 @@ def test_an_exported_classifier_comes_back_to_the_bit_and_nothing_else_is_taken(
     (tmp_path / "copy" / "config.json").write_text(json.dumps(config))
     with pytest.raises(ConfigError, match="unknown colour"):
         Classifier.from_pretrained(tmp_path / "copy")
+
+
+def test_a_fresh_process_loads_an_exported_classifier(model):
+    # this process has made torchvision importable long ago
+    code = "import sys; from pathorestore.models.classifier import Classifier; print(Classifier.from_pretrained(sys.argv[1]).config.name)"
+    done = subprocess.run([sys.executable, "-c", code, str(model / "classifier")], capture_output=True, text=True, timeout=120, check=False)
+    assert (done.returncode, done.stdout.strip()) == (0, NETWORK), done.stderr
 
 
 def test_weights_of_a_file_are_scored_like_those_of_the_folder(run, words, model):
@@ -410,7 +429,24 @@ def test_versions_are_named_folders():
     assert parse_versions(["a=x", "b = y=z"]) == {"a": Path("x"), "b": Path(" y=z")}
 
 
-def test_every_option_says_what_it_is_for(run):
-    code, out, _ = run("--help")
-    assert code == 0
-    assert out.count("  --") >= 12
+def test_every_option_says_what_it_is_for():
+    from jsonargparse import ArgumentParser
+
+    command = ArgumentParser(exit_on_error=False)
+    fill_classify(command)
+    helps = {action.dest: action.help for action in command._actions}
+    assert len(helps) > 17
+    assert [name for name, text in helps.items() if not text or len(text.split()) < 3] == []
+
+
+def test_the_largest_image_is_that_of_the_pipeline_unless_told(run, words, monkeypatch):
+    from pathorestore.evaluation import classification
+    from pathorestore.pipelines.raster import DEFAULT_MAX_PIXELS
+
+    asked = []
+    read = classification.read_image_file
+    monkeypatch.setattr(classification, "read_image_file", lambda path, *, max_pixels: asked.append(max_pixels) or read(path))
+    assert run(*words, "-o", "one")[0] == 0
+    assert run(*words, "-o", "two", "--max-pixels", 5000)[0] == 0
+    assert set(asked[: len(asked) // 2]) == {DEFAULT_MAX_PIXELS}
+    assert set(asked[len(asked) // 2 :]) == {5000}

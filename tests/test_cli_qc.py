@@ -12,9 +12,13 @@ from slide_samples import write_slide
 from tissue_files import save, tissue
 
 from pathorestore import cli
+from pathorestore.atomic import write_atomic
 from pathorestore.degradations.optical import simulate_stack
 from pathorestore.degradations.recipes import Setting
 from pathorestore.image import from_uint8, to_uint8
+from pathorestore.pipelines import geojson
+from pathorestore.slide import focus_report
+from pathorestore.slide.focus_verdict import Thresholds
 
 
 @pytest.fixture
@@ -127,6 +131,7 @@ def test_json_tells_the_same_as_the_table(tmp_path, run):
     row = table(tmp_path / "out")["good.png"]
     assert told["summary"]["exit_code"] == code == 1
     assert junk["qc"] is None
+    assert (good["status"], junk["status"], told["summary"]["judged"], "restored" in told["summary"]) == ("judged", "failed", 1, False)
     assert good["qc"]["verdict"] == row["verdict"]
     assert f"{good['qc']['median_um']:.3f}" == row["median_um"]
     assert good["qc"]["weights_sha256"] == row["weights_sha256"]
@@ -158,6 +163,49 @@ def test_a_second_run_refuses_skips_or_overwrites_and_the_table_keeps_what_was_f
     assert table(tmp_path / "out")["a.png"]["verdict"] == before["a.png"]["verdict"]
 
 
+@pytest.mark.parametrize("left", [["png"], ["png", "geojson"]])
+def test_what_a_killed_run_left_without_its_table_is_judged_anew_by_skip_existing(tmp_path, run, left):
+    save(tmp_path / "a.png", tissue(3))
+    (tmp_path / "out").mkdir()
+    for kind in left:
+        (tmp_path / "out" / f"a.png.qc.{kind}").write_text("old")
+    words = ("qc", tmp_path / "a.png", "-o", tmp_path / "out")
+    code, _, err = run(*words)
+    assert (code, "--skip-existing replace it" in err) == (4, True)
+    assert run(*words, "--skip-existing")[0] == 0
+    assert files_under(tmp_path / "out") == sorted([*three("a.png"), "qc.csv"])
+    assert b"old" not in [(tmp_path / "out" / name).read_bytes() for name in three("a.png")]
+
+
+@pytest.mark.parametrize("existing", [False, True])
+@pytest.mark.parametrize("fails_at", [1, 2, 3])
+@pytest.mark.parametrize("error", [OSError(28, "no space left on device"), KeyboardInterrupt()], ids=["full", "ctrl-c"])
+def test_a_run_that_is_stopped_while_it_writes_leaves_all_three_files_or_none_and_can_be_taken_up(
+    tmp_path, run, monkeypatch, error, fails_at, existing
+):
+    save(tmp_path / "a.png", tissue(3, 64, 64))
+    words = ("qc", tmp_path / "a.png", "-o", tmp_path / "out")
+    if existing:
+        assert run(*words)[0] == 0
+        for name in three("a.png"):
+            (tmp_path / "out" / name).write_text(f"mine {name}")
+    calls = []
+
+    def fail(path: Path, data: bytes) -> None:
+        calls.append(path.name)
+        if len(calls) == fails_at:
+            raise error
+        write_atomic(path, data)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(focus_report, "write_atomic", fail)
+        patched.setattr(geojson, "write_atomic", fail)
+        assert run(*words, *["--overwrite"] * existing)[0] in (4, 130)
+    there = {name: (tmp_path / "out" / name).read_text() for name in three("a.png") if (tmp_path / "out" / name).exists()}
+    assert there == ({name: f"mine {name}" for name in three("a.png")} if existing else {})
+    assert run(*words, "--skip-existing")[0] == 0
+
+
 @pytest.mark.parametrize("name", ["<script>alert(1)<", "two\nlines", "=cmd|' calc'!A0", 'comma, "quote"', "\u00b5m \U0001f52c", "x" * 240])
 def test_hostile_names_stay_one_row_one_line_and_no_markup(tmp_path, run, name):
     save(tmp_path / "in" / f"{name}.png", tissue(3))
@@ -182,8 +230,17 @@ def test_a_name_that_is_no_text_is_judged_and_written(tmp_path, run):
         (folder / "a.png").rename(folder / os.fsdecode(b"\xff.png"))
     except OSError:
         pytest.skip("this disk takes names of text only")
-    assert run("qc", folder, "-o", tmp_path / "out")[0] == 0
-    assert len(table(tmp_path / "out")) == 1
+    for words in ((), ("--overwrite",), ("--skip-existing",)):
+        assert run("qc", folder, "-o", tmp_path / "out", *words)[0] == 0
+        (name,) = table(tmp_path / "out")
+        assert name == "\\udcff.png"
+
+
+def test_a_name_with_a_carriage_return_stays_one_row_run_after_run(tmp_path, run):
+    save(tmp_path / "in" / "a\rb.png", tissue(3, 64, 64))
+    for words in ((), ("--overwrite",)):
+        assert run("qc", tmp_path / "in", "-o", tmp_path / "out", *words)[0] == 0
+        assert list(table(tmp_path / "out")) == ["a\\rb.png"]
 
 
 def test_every_nth_tile_is_judged_alone(tmp_path, run):
@@ -197,6 +254,11 @@ def test_every_nth_tile_is_judged_alone(tmp_path, run):
     assert len(few) == 4
     assert set(few) < set(every)
     assert sum(abs(float(few[box].split(",")[4]) - float(every[box].split(",")[4])) < 0.002 for box in few) == 4
+
+
+def test_the_options_have_the_defaults_of_the_thresholds():
+    told = cli._parser().parse_args(["qc", "a.png", "-o", "out"]).qc
+    assert (told.fine_ctf, told.rescan_um) == (Thresholds().fine_ctf, Thresholds().rescan_um)
 
 
 def test_thresholds_are_options(tmp_path, run):

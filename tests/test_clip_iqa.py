@@ -15,8 +15,9 @@ from hypothesis import strategies as st
 from pathorestore._torchvision import ensure_torchvision
 from pathorestore.data.iqa import Blur
 from pathorestore.data.sharp_crops import image_files, read_rgb
+from pathorestore.evaluation.cases import central
 from pathorestore.hub import ConfigError, WeightsError
-from pathorestore.image import from_uint8
+from pathorestore.image import from_uint8, to_uint8
 from pathorestore.metrics.accumulators.blind_score import BlindScore
 from pathorestore.models import clip_iqa
 from pathorestore.models.clip_iqa import (
@@ -257,9 +258,20 @@ def test_the_embedded_heads_rank_the_blur_of_an_image_that_they_never_saw(kind, 
 @pytest.mark.skipif("PATHORESTORE_DATA" not in os.environ, reason="PATHORESTORE_DATA is not set")
 @pytest.mark.parametrize("kind", KINDS)
 def test_the_embedded_heads_rank_the_blur_within_every_real_image(kind):
-    images = [clip_iqa_levels.middle(read_rgb(path), 384) for path in image_files(Path(os.environ["PATHORESTORE_DATA"]))]
+    files = image_files(Path(os.environ["PATHORESTORE_DATA"]))
+    images = [to_uint8(central(from_uint8(read_rgb(path)), 384)) for path in files]
     scores = clip_iqa_levels.score_table(load_clip_iqa(kind), images, clip_iqa_levels.blurred(kind))
     assert clip_iqa_levels.agreement(scores)["spearman_within_worst"] >= 0.95
+
+
+def test_the_agreement_is_scipys_rank_correlation():
+    from scipy.stats import spearmanr
+
+    scores = np.random.default_rng(0).integers(0, 6, (3, 11)) / 5
+    found, sharpness = clip_iqa_levels.agreement(scores), -np.arange(11)
+    within = [spearmanr(row, sharpness).statistic for row in scores]
+    assert found["spearman"] == pytest.approx(spearmanr(scores.ravel(), np.tile(sharpness, 3)).statistic)
+    assert (found["spearman_within_mean"], found["spearman_within_worst"]) == (pytest.approx(np.mean(within)), pytest.approx(min(within)))
 
 
 def test_agreement_is_one_for_scores_that_follow_sharpness_and_minus_one_for_the_reverse():

@@ -10,6 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image, ImageFilter
 
+from pathorestore import cli
 from pathorestore.data.drawing import CropConfig
 from pathorestore.data.iqa import KINDS, LEVELS, Blur, BlurredCrops, BlurredPatches, IqaOptions, Patch, iqa_rows
 from pathorestore.data.manifest import Row, read_manifest, write_manifest
@@ -146,9 +147,38 @@ def test_splits_that_a_manifest_tells_are_kept_and_a_torn_group_is_refused(folde
     made = iqa_rows(told, IqaOptions(kinds=("box",), patch_px=64, per_image=1), folder=folder)
     assert {row.patient for row in made if row.split == "test"} == {"p3"}
     torn = [replace(row, split="test" if row.path == "06.png" else "train") for row in sharp]
-    with pytest.raises(ValueError, match="p3 is in the splits"):
+    with pytest.raises(ValueError, match=r"row 8 \(06\.png\): patient leak: patient 'p3' is in split test.*split anew with --split 8:1:1"):
         iqa_rows(torn, IqaOptions(patch_px=64), folder=folder)
     assert iqa_rows(torn, IqaOptions(patch_px=64, ratio=(8, 1, 1)), folder=folder)
+
+
+@pytest.mark.parametrize(
+    ("first", "second", "reason"),
+    [
+        ({"patient": "P1"}, {"patient": " p1"}, "patient leak"),
+        ({"slide": "S1"}, {"slide": "s1 "}, "slide leak"),
+        ({"patient": "P1", "slide": "S1"}, {"slide": "S1"}, "slide leak"),
+        ({"patient": "P1"}, {"patient": "P2", "path": "00.png"}, "listed twice"),
+        ({}, {"path": "./00.png"}, "listed twice"),
+        ({"patient": "7"}, {"slide": "7"}, ""),
+        ({"patient": "P1", "slide": "1"}, {"patient": "P2", "slide": "1"}, ""),
+    ],
+)
+def test_whatever_lies_in_two_of_the_splits_that_are_kept_is_refused_and_only_that(folder, first, second, reason):
+    rows = [Row(**({"path": "00.png"} | first)), Row(**({"path": "01.png", "split": "val"} | second))]
+    options = IqaOptions(kinds=("box",), patch_px=64, per_image=1)
+    if not reason:
+        assert {row.split for row in iqa_rows(rows, options, folder=folder)} == {"train", "val"}
+        return
+    with pytest.raises(ValueError, match=rf"row 3 .*{reason}"):
+        iqa_rows(rows, options, folder=folder)
+
+
+def test_rows_that_are_left_out_leak_nothing(folder):
+    rows = [Row(path="00.png", patient="P1"), Row(path="01.png", target="02.png", patient="P1", split="val")]
+    rows += [Row(path="03.png", patient="P2", split="val")]
+    made = iqa_rows(rows, IqaOptions(kinds=("box",), patch_px=64, per_image=1), folder=folder)
+    assert {row.path for row in made} == {"00.png", "03.png"}
 
 
 def test_blank_and_small_images_and_those_with_a_target_are_left_out_and_said_so(tmp_path):
@@ -211,27 +241,75 @@ def test_options_that_cannot_be_meant_are_refused(wrong):
         IqaOptions(**wrong)
 
 
-def _build(words):
-    from jsonargparse import ArgumentParser
+@pytest.fixture
+def build(capsys):
+    """Run a command line; returns exit code, stdout and stderr."""
 
-    from pathorestore.cli_iqa import fill_iqa, run_iqa
+    def call(*words):
+        code = cli.main(["iqa-build", *(str(word) for word in words)])
+        out, err = capsys.readouterr()
+        return code, out, err
 
-    parser = ArgumentParser(exit_on_error=False)
-    fill_iqa(parser)
-    return run_iqa(parser.parse_args([str(word) for word in words]), lambda done, total: None)
+    return call
 
 
-def test_the_command_takes_a_folder_or_a_manifest_and_never_overwrites_unasked(folder, sharp, tmp_path, capsys):
+SMALL = ("--patch", 64, "--per-image", 1)
+
+
+def test_the_command_takes_a_folder_or_a_manifest_and_never_overwrites_unasked(folder, sharp, tmp_path, build):
     out = tmp_path / "iqa.csv"
-    assert _build([folder, "-o", out, "--kind", "gauss", "--patch", 64, "--per-image", 1]) == 0
+    code, told, err = build(folder, "-o", out, "--kind", "gauss", *SMALL)
+    assert (code, err) == (0, "")
     rows = read_manifest(out).rows
     assert len(rows) == 12 * 11
     assert {dict(row.extra)["blur"] for row in rows} == {"gauss"}
-    assert "132 rows" in capsys.readouterr().out
-    with pytest.raises(ValueError, match="overwrite"):
-        _build([folder, "-o", out])
+    assert "132 rows (train 110, val 11, test 11) of 12 patches" in told
+    assert f"next: pathorestore fit --config clip_iqa_gauss_tiny --data.manifest {out}" in told
+    before = out.read_bytes()
+    code, _, err = build(folder, "-o", out)
+    assert (code, err.count("\n")) == (2, 1)
+    assert "iqa.csv: exists already; --overwrite replaces it" in err
+    assert out.read_bytes() == before
     write_manifest(tmp_path / "sharp.csv", [Row(path=str(folder / row.path), patient=row.patient) for row in sharp])
-    assert _build([tmp_path / "sharp.csv", "-o", out, "--patch", 64, "--per-image", 1, "--overwrite"]) == 0
+    assert build(tmp_path / "sharp.csv", "-o", out, *SMALL, "--overwrite")[0] == 0
     made = read_manifest(out)
     assert len(made.rows) == 12 * 2 * 11
     assert Path(made.resolve(made.rows[0].path)).is_file()
+
+
+def test_a_damaged_image_is_passed_over_by_name_with_exit_code_1_and_the_rest_is_done(folder, tmp_path, build):
+    (tmp_path / "in").mkdir()
+    for index in range(3):
+        (tmp_path / "in" / f"{index}.png").write_bytes((folder / f"{index:02d}.png").read_bytes())
+    (tmp_path / "in" / "1.png").write_bytes((folder / "01.png").read_bytes()[:2000])
+    code, told, err = build(tmp_path / "in", "-o", tmp_path / "iqa.csv", *SMALL)
+    assert (code, err) == (1, "")
+    (note,) = [line for line in told.splitlines() if line.startswith("note: passed over")]
+    assert "1.png: cannot be read" in note
+    assert "on_unreadable" not in note
+    assert {Path(row.path).name for row in read_manifest(tmp_path / "iqa.csv").rows} == {"0.png", "2.png"}
+    for name in ("0.png", "2.png"):
+        (tmp_path / "in" / name).write_bytes(b"nothing")
+    code, _, err = build(tmp_path / "in", "-o", tmp_path / "none.csv", *SMALL)
+    assert code == 2
+    assert "any of 3 sharp images, 3 of which cannot be read" in err
+    assert not (tmp_path / "none.csv").exists()
+
+
+@pytest.mark.parametrize(("split", "missing"), [("train", "validation"), ("val", "training")])
+def test_a_table_that_cannot_be_trained_on_says_what_is_missing_and_names_no_command(folder, tmp_path, build, split, missing):
+    write_manifest(tmp_path / "m.csv", [Row(path=str(folder / "00.png"), split=split), Row(path=str(folder / "01.png"), split="test")])
+    code, told, _ = build(tmp_path / "m.csv", "-o", tmp_path / "iqa.csv", *SMALL)
+    assert code == 0
+    assert f"note: no row is left for {missing}, " in told
+    assert "next:" not in told
+    code, told, _ = build(tmp_path / "m.csv", "-o", tmp_path / "iqa.csv", *SMALL, "--split", "9:1:0", "--overwrite")
+    assert "next: pathorestore fit" in told, "the remedy that is named helps"
+
+
+def test_a_manifest_with_a_patient_in_two_splits_is_one_clear_line(folder, tmp_path, build):
+    rows = [Row(path=str(folder / "00.png"), patient="P"), Row(path=str(folder / "01.png"), patient="P", split="val")]
+    write_manifest(tmp_path / "m.csv", rows)
+    code, _, err = build(tmp_path / "m.csv", "-o", tmp_path / "iqa.csv")
+    assert (code, err.count("\n")) == (2, 1)
+    assert "patient 'P' is in split val here (row 3) and in split train (row 2)" in err

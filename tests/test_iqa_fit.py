@@ -13,7 +13,6 @@ from scipy import stats
 from tissue_files import save, tissue
 
 from pathorestore import cli
-from pathorestore.cli_iqa_fit import fill_iqa_fit, run_iqa_fit
 from pathorestore.data.manifest import Row, write_manifest
 from pathorestore.evaluation.iqa_fit import FitOptions, find_sources, fit_iqa, spearman
 from pathorestore.evaluation.iqa_levels import DEGRADATIONS, STEPS, level_score, variants
@@ -42,8 +41,6 @@ def fitted(folder):
 def run(tmp_path, monkeypatch, capsys):
     """Run a command line in an empty folder; returns exit code, stdout and stderr."""
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setitem(cli._COMMANDS, "iqa-fit", run_iqa_fit)
-    monkeypatch.setitem(cli._FILLERS, "iqa-fit", (fill_iqa_fit, "fit"))
 
     def call(*words: object) -> tuple[int, str, str]:
         code = cli.main(["iqa-fit", *(str(word) for word in words)])
@@ -150,6 +147,28 @@ def test_a_manifest_tells_splits_partners_and_patients(tmp_path):
         find_sources(tmp_path / "test.csv", FitOptions(), note=print)
 
 
+@pytest.mark.parametrize(
+    ("first", "second", "reason"),
+    [
+        ({"patient": "P1"}, {"patient": " p1"}, "patient leak"),
+        ({"slide": "S1"}, {"slide": "S1"}, "slide leak"),
+        ({"patient": "P1", "slide": "S1"}, {"slide": "S1"}, "slide leak"),
+        ({}, {"path": "a.png"}, "listed twice"),
+        ({"target": "sharp.png"}, {"target": "sharp.png"}, "shared file"),
+        ({"patient": "7"}, {"slide": "7"}, ""),
+        ({"patient": "P1", "split": "test"}, {"patient": "P1"}, ""),
+    ],
+)
+def test_what_is_both_fitted_and_held_out_is_refused_and_only_that(first, second, reason, tmp_path):
+    rows = [Row(**({"path": "a.png"} | first)), Row(**({"path": "b.png", "split": "val"} | second)), Row(path="c.png")]
+    write_manifest(tmp_path / "m.csv", rows)
+    if not reason:
+        assert [one.held_out for one in find_sources(tmp_path / "m.csv", FitOptions(), note=print)].count(True) == 1
+        return
+    with pytest.raises(ValueError, match=rf"m\.csv: rows both fitted and held out: row 3 .*{reason}"):
+        find_sources(tmp_path / "m.csv", FitOptions(), note=print)
+
+
 # --- the fit --------------------------------------------------------------------------------------------------------------------------
 
 
@@ -178,8 +197,10 @@ def test_the_agreement_is_that_of_the_scores_of_the_held_out_images(fitted, fold
                 scores.append([niqe.niqe(one.image, fitted.niqe).item(), brisque.brisque(one.image, fitted.brisque).item()])
                 levels.append(one.level)
     for column, kind in enumerate(("niqe", "brisque")):
-        expected = stats.spearmanr(np.array(scores)[:, column], levels).statistic
-        assert fitted.agreement[kind]["noise"].pooled == pytest.approx(expected, abs=1e-9)
+        own = np.array(scores)[:, column]
+        assert fitted.agreement[kind]["noise"].pooled == pytest.approx(stats.spearmanr(own, levels).statistic, abs=1e-9)
+        medians = [np.median(own[np.array(levels) == level]) for level in range(STEPS + 1)]
+        assert fitted.agreement[kind]["noise"].medians == pytest.approx(medians, abs=1e-6)
 
 
 def test_held_out_images_change_nothing_of_the_fit(fitted, folder, tmp_path):
@@ -200,8 +221,11 @@ def test_the_command_writes_what_the_metrics_read_and_the_same_bytes_again(folde
     code, out, err = run(*words, "-o", "one")
     assert (code, err) == (0, "")
     assert "fitted to 3 images of 2 groups; held out: 1" in out
-    table = {line.split()[0]: line for line in out.splitlines()}
-    assert set(table) >= {"degradation", "gaussian", "box", "defocus", "noise", "jpeg"}
+    table, medians = out.split("Median score of the held-out images at levels 0 (sharp) to 5:")
+    for part in (table, medians):
+        assert {line.split()[0] for line in part.splitlines() if line} >= {"degradation", "gaussian", "box", "defocus", "noise", "jpeg"}
+    (noise,) = [line for line in medians.splitlines() if line.startswith("noise")]
+    assert noise.count(",") == 2 * STEPS
     assert f"written: {Path('one') / 'brisque.json'}" in out
     image = from_uint8(tissue(50, 96, 96))
     assert niqe.niqe(image, niqe.load_parameters(Path("one"))).item() > 0
@@ -239,29 +263,31 @@ def test_damaged_and_small_files_are_passed_over_by_name(folder, run):
 
 
 @pytest.mark.parametrize(
-    ("words", "message"),
+    ("words", "expected", "message"),
     [
-        (("none",), "none: no such folder"),
-        (("empty",), "empty: holds no images"),
-        (("notes.txt",), "is a file; name its folder, or a manifest"),
-        (("none.csv",), "none.csv: no such file"),
-        (("damaged",), "none of 1 images could be used"),
-        (("damaged", "--crop", 100), "crop=100 at least two patches, 192 px"),
-        (("damaged", "--patch", 31), "patch=31 must be even"),
-        (("damaged", "--limit", -1), "limit=-1"),
-        (("one",), "two patients or more"),
-        (("damaged", "--kind", "psnr"), "niqe"),
+        (("none",), 1, "none: no such folder"),
+        (("empty",), 1, "empty: holds no images"),
+        (("notes.txt",), 1, "is a file; name its folder, or a manifest"),
+        (("none.csv",), 1, "none.csv: no such file"),
+        (("damaged",), 2, "none of 1 images could be used"),
+        (("damaged", "--crop", 100), 2, "crop=100 at least two patches, 192 px"),
+        (("damaged", "--patch", 31), 2, "patch=31 must be even"),
+        (("damaged", "--limit", -1), 2, "limit=-1"),
+        (("one",), 2, "two patients or more"),
+        (("damaged", "--kind", "psnr"), 2, "niqe"),
+        (("leak.csv",), 2, "leak.csv: rows both fitted and held out: row 3 (one/b.png): patient leak: patient 'A'"),
     ],
 )
-def test_what_cannot_be_fitted_gets_one_clear_line(words, message, run):
+def test_what_cannot_be_fitted_gets_one_clear_line(words, expected, message, run):
     Path("empty").mkdir()
     Path("damaged").mkdir()
     (Path("damaged") / "a.png").write_bytes(b"nothing")
     save(Path("one") / "a.png", tissue(0, 200, 200))
     Path("notes.txt").write_text("hello")
+    write_manifest(Path("leak.csv"), [Row(path="one/a.png", patient="A"), Row(path="one/b.png", patient="A", split="val")])
     options = ("--crop", 64, "--patch", 32, "--kind", "brisque") if words == ("one",) else ()
     code, _, err = run(*words, "-o", "out", *options)
-    assert code in (1, 2)
+    assert code == expected
     assert message in err
     assert err.count("\n") == 1
     assert not Path("out").exists()

@@ -2,7 +2,9 @@
 
 import csv
 import io
+import json
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -393,3 +395,37 @@ def test_another_table_is_no_table_of_tiles(text):
 def test_options_that_cannot_be_are_refused(bad):
     with pytest.raises(ValueError, match="must"):
         FocusOptions(**bad)
+
+
+def test_the_script_behind_the_thresholds_prints_every_table_and_writes_every_row(tmp_path, monkeypatch, estimator, capsys):
+    monkeypatch.syspath_prepend(str(Path(__file__).parents[1] / "benchmarks"))
+    import qc_thresholds
+
+    class System:
+        weights_sha256 = "ef" * 32
+        prompter = SimpleNamespace(defocus=estimator)
+
+        def coarse_only(self):
+            return SimpleNamespace(restore=lambda image: image)
+
+    for name in ("a", "b", "fine"):
+        save(tmp_path / "in" / f"{name}.png", tissue(1, 512, 512))
+    monkeypatch.setattr(qc_thresholds, "load_default", System)
+    monkeypatch.setattr(qc_thresholds, "Z_UM", (0.8, 4.0))
+    monkeypatch.setattr(qc_thresholds, "TISSUE_SHARES", (1.0, 0.25))
+    qc_thresholds.main(f"--data {tmp_path}/in --oversampled fi* --limit 3 --json {tmp_path}/r.json".split())
+    written = json.loads((tmp_path / "r.json").read_text())
+    rows = written["results"]["out_of_focus"]
+    assert len(rows) == 3 * 3 * 2
+    assert [row["psnr_before"] == row["psnr_after"] for row in rows if "psnr_after" in row] == [
+        True
+    ] * 4  # every second image, two distances
+    assert {row["verdict"] for row in rows if row["setting"] == "ideal" and row["z_um"] == 4.0} == {"rescan"}
+    glass = {(row["share"], row["z_um"]): row for row in written["results"]["beside_glass"]}
+    assert glass[0.25, 0.0]["all_um"] > glass[0.25, 0.0]["tissue_um"] + 0.6
+    assert [row["mpp"] for row in written["results"]["whole"]] == [0.25, 0.25, 0.25, 0.125]
+    told = capsys.readouterr().out
+    assert "| 4 um | 0.04 |" in told
+    assert "0, 0, 3" in told
+    assert "2 whole images at 0.25 um" in told
+    assert "1 whole oversampled images at 0.125 um" in told

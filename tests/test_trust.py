@@ -24,7 +24,7 @@ from pathorestore.image import to_uint8
 from pathorestore.metrics.risk import rank_correlation, reliability
 from pathorestore.pipelines import assemble, mop, risk_files
 from pathorestore.pipelines.assemble import ReadyRestorer
-from pathorestore.pipelines.batch import Job, PlanError
+from pathorestore.pipelines.batch import BadResult, Job, PlanError
 from pathorestore.pipelines.image_file import read_image_file
 from pathorestore.pipelines.mop import default_folder
 from pathorestore.pipelines.provenance import read_provenance
@@ -253,11 +253,44 @@ def test_the_curve_goes_through_its_knots_and_is_level_beyond_them():
         ({"errors": (0.5, 9.0, 2.0)}, "must not fall"),
         ({"scores": (0.0, 0.0, 3.0)}, "must rise"),
         ({"errors": (0.5, 9.0)}, "no curve"),
+        ({"exponents": {"residual": float("nan")}}, "finite"),
+        ({"exponents": {"residual": float("inf")}}, "finite"),
+        ({"scores": (float("-inf"), 0.0, 3.0)}, "finite"),
+        ({"scores": (-2.0, 0.0, float("nan"))}, "finite"),
+        ({"errors": (0.5, 2.0, float("inf"))}, "finite"),
+        ({"errors": (float("nan"), float("nan"), float("nan"))}, "finite"),
+        ({"exponents": {"residual": 1e308}}, "finite"),
     ],
 )
 def test_numbers_that_would_break_the_laws_are_refused(changes, why):
     with pytest.raises(ValueError, match=why):
         made_model(**changes)
+
+
+def test_settings_of_signals_that_are_no_numbers_are_refused():
+    for bad in ({"window_px": float("nan")}, {"window_px": float("inf")}, {"window_px": 0.0}, {"contrast": float("nan")}):
+        with pytest.raises(ValueError, match="must be positive"):
+            SignalSettings(**bad)
+
+
+@given(st.integers(-200, 200), st.floats(0, 30))
+def test_knots_closer_than_float32_tells_apart_still_make_a_curve(step, signal):
+    low = 4.0
+    scores = (low, low + 1e-9, low + 2e-9)
+    assert len(set(torch.tensor(scores).tolist())) == 1
+    model = made_model(exponents={"residual": 1.0}, scores=scores, errors=(1.0, 3.0, 4.0))
+    for value in (signal, torch.tensor(low).exp().item() - 0.1 + step * 1e-5):
+        found = model.expected_error(signals_of(torch.full((1, 1, 1, 1), value)))
+        assert found.dtype == torch.float32
+        assert 1 <= found.item() <= 4
+
+
+@pytest.mark.parametrize("count", [100, 101, 199, 200])
+def test_the_fewest_pixels_that_are_taken_make_a_model(count):
+    features, error = synthetic(count)
+    model = fit_risk(features, error, steps=0, settings=SETTINGS)
+    assert model.errors[-1] >= model.errors[0] >= 0
+    assert model.errors[-1] > error.mean()
 
 
 def synthetic(count: int = 4000) -> tuple[dict[str, torch.Tensor], torch.Tensor]:
@@ -299,6 +332,12 @@ def test_a_file_that_is_not_exactly_a_model_is_refused(tmp_path):
     del poorer["risk"]["models"][0]["settings"]["contrast"]
     newer["format_version"] = 2
     wrong["risk"]["models"][0]["exponents"]["residual"] = -1.0
+    for place in (("exponents", "residual"), ("scores", 0), ("errors", -1), ("settings", "window_px")):
+        broken = json.loads(json.dumps(sound))
+        broken["risk"]["models"][0][place[0]][place[1]] = float("nan")
+        path.write_text(json.dumps(broken))
+        with pytest.raises(ConfigError):
+            RiskModels.load(tmp_path)
     for broken, why in ((stranger, "luck"), (poorer, "contrast"), (newer, "format_version"), (wrong, "negative"), ([], "format_version")):
         path.write_text(json.dumps(broken))
         with pytest.raises(ConfigError, match=why):
@@ -402,11 +441,37 @@ def test_files_that_are_there_are_refused_left_or_replaced_as_was_asked(run, pic
     assert before == [path.stat().st_mtime_ns for path in (out, *risk_paths(out))]
 
 
+@pytest.mark.parametrize("left", [[0], [1], [0, 1]])
+def test_maps_that_a_killed_run_left_without_their_image_are_made_anew_by_skip_existing(run, picture, tmp_path, left):
+    out = tmp_path / "out" / "a.png"
+    out.parent.mkdir()
+    for index in left:
+        risk_paths(out)[index].write_text("old")
+    assert run(picture, "-o", out, "--risk-map")[0] == 4
+    assert run(picture, "-o", out, "--risk-map", "--skip-existing")[0] == 0
+    assert out.is_file()
+    assert read_risk(risk_paths(out)[0]).shape == (1, 1, 90, 128)
+    assert risk_paths(out)[1].read_bytes()[:4] == b"\x89PNG"
+
+
+def test_an_image_that_came_meanwhile_is_not_replaced_by_a_run_that_leaves_what_exists(run, picture, tmp_path, monkeypatch):
+    out = tmp_path / "a.png"
+    restore = TiledRestorer.restore
+    monkeypatch.setattr(TiledRestorer, "restore", lambda *args, **kwargs: (out.write_text("theirs"), restore(*args, **kwargs))[1])
+    code, told = run(picture, "-o", out, "--risk-map", "--skip-existing")
+    assert (code, "exists already" in told, out.read_text()) == (4, True, "theirs")
+    assert not any(path.exists() for path in risk_paths(out))
+
+
+@pytest.mark.parametrize("broken_disk", [False, True])
+@pytest.mark.parametrize("existing", [[], ["a.risk.tiff"], ["a.risk.png", "a.png"], ["a.risk.tiff", "a.risk.png", "a.png"]])
 @pytest.mark.parametrize("fails_at", [1, 2, 3])
-def test_a_write_that_fails_leaves_none_of_the_three_files(run, picture, tmp_path, monkeypatch, fails_at):
-    from pathorestore.pipelines import image_file
+def test_a_write_that_fails_leaves_the_three_files_as_they_were(run, picture, tmp_path, monkeypatch, fails_at, existing, broken_disk):
+    from pathorestore.pipelines import image_file, siblings
 
     (tmp_path / "out").mkdir()
+    for name in existing:
+        (tmp_path / "out" / name).write_text(f"old {name}")
     real, calls = risk_files.write_atomic, []
 
     def fail(path: Path, data: bytes) -> None:
@@ -417,19 +482,35 @@ def test_a_write_that_fails_leaves_none_of_the_three_files(run, picture, tmp_pat
 
     monkeypatch.setattr(risk_files, "write_atomic", fail)
     monkeypatch.setattr(image_file, "write_atomic", fail)
-    code, told = run(picture, "-o", tmp_path / "out" / "a.png", "--risk-map")
+    if broken_disk:  # on which nothing can be put back
+        monkeypatch.setattr(siblings, "write_atomic", lambda path, data: _full(path))
+    code, told = run(picture, "-o", tmp_path / "out" / "a.png", "--risk-map", "--overwrite")
     assert code == 4
     assert "no space left" in told
     assert calls == ["a.risk.tiff", "a.risk.png", "a.png"][:fails_at]
-    assert not [name for name in names(tmp_path / "out") if name.startswith(("a.", ".pathorestore"))]
+    lost = ["a.risk.tiff", "a.risk.png"][: fails_at - 1] if broken_disk else []
+    left = {path.name: path.read_text() for path in (tmp_path / "out").iterdir() if path.name.startswith(("a.", ".pathorestore"))}
+    assert left == {name: f"old {name}" for name in existing if name not in lost}
 
 
-def test_slides_are_refused_with_what_to_do_instead(run, picture, tmp_path):
-    code, told = run(picture, "-o", tmp_path / "out.tiff", "--risk-map", "--pyramid")
+def _full(path: Path) -> None:
+    raise OSError(28, "no space left on device", str(path))
+
+
+@pytest.mark.parametrize("options", [[], ["--dry-run"]])
+def test_slides_are_refused_before_any_work_with_what_to_do_instead(run, picture, tmp_path, options):
+    code, told = run(picture, "-o", tmp_path / "out.tiff", "--risk-map", "--pyramid", *options)
     assert code == 2
     assert "--risk-map is for plain images" in told
     assert "leave it out" in told
     assert not (tmp_path / "out.tiff").exists()
+    (tmp_path / "in").mkdir()
+    (tmp_path / "in" / "z.svs").write_bytes(b"II*\0")
+    Image.open(picture).save(tmp_path / "in" / "a.png")
+    code, told = run(tmp_path / "in", "-o", tmp_path / "out", "--risk-map", *options)
+    assert (code, "z.svs: --risk-map is for plain images" in told, (tmp_path / "out").exists()) == (2, True, False)
+    assert run.system.tiles_seen == 0
+    assert run(picture, "-o", tmp_path / "out.png", "--risk-map", "--dry-run")[0] == 0
 
 
 def test_two_images_that_would_share_a_risk_map_are_found_before_any_work(tmp_path):
@@ -455,12 +536,22 @@ def test_shards_do_not_hide_from_each_other_that_they_would_write_the_same_risk_
     ("options", "why"),
     [
         (["--risk-seeds", "3"], "--risk-seeds belongs to --risk-map"),
-        (["--risk-map", "--risk-seeds", "1"], "--risk-seeds 1 gives no spread"),
+        (["--risk-map", "--risk-seeds", "1"], "--risk-seeds 1 changes nothing"),
+        (["--risk-map", "--risk-seeds", "5"], "--risk-seeds 5 changes nothing"),
     ],
 )
 def test_options_that_do_not_fit_are_told(run, picture, tmp_path, options, why):
     code, told = run(picture, "-o", tmp_path / "out.png", *options)
     assert (code, why in told) == (2, True), told
+
+
+@pytest.mark.parametrize(("options", "seeds"), [([], 3), (["--risk-seeds", "2"], 2)])
+def test_a_model_that_needs_a_spread_is_run_for_as_many_seeds_as_was_asked(run, picture, tmp_path, options, seeds):
+    RiskModels(weights_sha256="ab" * 32, models=(made_model(exponents={"spread": 1.0}),)).save(run.folder)
+    assert run(picture, "-o", tmp_path / "a.png", "--risk-map", *options)[0] == 0
+    assert read_provenance(tmp_path / "a.risk.tiff").parameters["risk_seeds"] == seeds
+    code, told = run(picture, "-o", tmp_path / "b.png", "--risk-map", "--risk-seeds", "1")
+    assert (code, "--risk-seeds 1 gives no spread; take at least 2" in told) == (2, True), told
 
 
 def test_a_model_whose_risk_was_never_calibrated_gives_no_map(run, picture, tmp_path):
@@ -496,6 +587,12 @@ def test_a_map_is_stored_to_a_256th_of_a_level_and_saturates(level):
     stored = risk_pixels(torch.full((1, 1, 2, 3), level))
     assert (stored.shape, stored.dtype) == ((2, 3, 1), np.uint16)
     assert stored[0, 0, 0] / 256 == pytest.approx(min(level, 65535 / 256), abs=0.5 / 256 + 1e-4)
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_a_risk_that_is_not_known_is_not_stored_as_none(value):
+    with pytest.raises(BadResult, match="not finite"):
+        risk_pixels(torch.tensor([[[[1.0, value]]]]))
 
 
 def test_a_map_that_is_no_map_is_refused(tmp_path):

@@ -18,9 +18,10 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from pathorestore.data.drawing import CropConfig, Draws, below, turned
-from pathorestore.data.image_cache import ArrayCache, read_rgb
-from pathorestore.data.manifest import Row, plain_name
+from pathorestore.data.image_cache import ArrayCache, UnreadableImage, read_rgb
+from pathorestore.data.manifest import Manifest, Row
 from pathorestore.data.splits import Ratio, with_splits
+from pathorestore.data.table_rules import leaks, listed_defects
 from pathorestore.image import from_uint8
 
 Kind = Literal["box", "gauss"]
@@ -38,7 +39,11 @@ Pixels = NDArray[np.uint8]
 
 @dataclass(frozen=True, kw_only=True)
 class Blur:
-    """A level of blur. kind: "box" of radius k px or "gauss" of sigma 0.6 k px; k: 0, which changes nothing, to 10."""
+    """A level of blur. kind: "box" of radius k px or "gauss" of sigma 0.6 k px; k: 0, which changes nothing, to 10.
+
+    It maps bytes to bytes, as stored images are, and CLIP-IQA's heads were trained on it. The blurs of `evaluation.iqa_levels` are others:
+    float tensors, replicated border, Gaussian cut at three sigmas, strengths off this scale; NIQE's and BRISQUE's parameters rest on those.
+    """
 
     kind: Kind
     k: int
@@ -104,27 +109,34 @@ def iqa_rows(
     *,
     folder: Path = Path(),
     note: Callable[[str], None] = lambda line: None,
+    damaged: Callable[[str], None] = lambda line: None,
     progress: Callable[[int, int], None] = lambda done, total: None,
 ) -> list[Row]:
     """Manifest rows, one for every patch, kind and level; further columns patch, x_px, y_px, patch_px, blur, k, parameter_px, score.
 
     rows: sharp images (those with a target are left out); their paths are taken below `folder`. Blank patches are passed over. `note` hears
-    what was left out. The same images, seed and options give the same rows, and a group (patient, else slide, else file) has one split.
-    Raises ValueError if no patch is left, or for a group that the rows put into two splits; UnreadableImage for a damaged file.
+    what was left out, `damaged` of each file that cannot be read and was passed over. The same images, seed and options give the same rows,
+    and a group (patient, else slide, else file) has one split.
+    Raises ValueError if no patch is left, and for what lies in two splits.
     """
-    sharp = _split([row for row in rows if not row.target], options, folder)
+    sharp = _split(rows, options, folder)
     made: list[Row] = []
-    without = 0
+    without, unread = 0, 0
     for index, row in enumerate(sharp):
-        corners = _patches(read_rgb(folder / row.path), _name(row, folder), options)
-        without += not corners
-        made += [one for y_px, x_px in corners for one in _levels(row, (y_px, x_px), options, folder)]
+        try:
+            corners = _patches(read_rgb(folder / row.path), _name(row, folder), options)
+            without += not corners
+            made += [one for y_px, x_px in corners for one in _levels(row, (y_px, x_px), options, folder)]
+        except UnreadableImage as error:
+            unread += 1
+            damaged(f"passed over: {str(error).rpartition('; ')[0]}")  # behind it stands what to do in training
         progress(index + 1, len(sharp))
     if without:
         note(f"{without} of {len(sharp)} images are smaller than a patch of {options.patch_px} px, or blank, and left out")
     if not made:
+        read = f", {unread} of which cannot be read" if unread else ""
         raise ValueError(
-            f"no patch of {options.patch_px} px fits into any of {len(sharp)} sharp images; give larger images or a smaller --patch"
+            f"no patch of {options.patch_px} px fits into any of {len(sharp)} sharp images{read}; give larger images or a smaller --patch"
         )
     return made
 
@@ -224,15 +236,16 @@ def _blurred_window(sharp: Pixels, blur: Blur, *, top: int, left: int, side_px: 
     return blur(around)[top - low_y :, left - low_x :][:side_px, :side_px]
 
 
-def _split(rows: list[Row], options: IqaOptions, folder: Path) -> list[Row]:
-    if options.ratio is not None or len({row.split for row in rows}) < 2:
-        return with_splits(rows, [None] * len(rows), options.ratio or (8.0, 1.0, 1.0), seed=options.seed, folder=folder)
-    of: dict[str, str] = {}
-    for row in rows:
-        group = plain_name(row.patient) or plain_name(row.slide)
-        if group and of.setdefault(group, row.split) != row.split:
-            raise ValueError(f"{group} is in the splits {of[group]} and {row.split}; give it one, or split anew with --split 8:1:1")
-    return rows
+def _split(rows: Sequence[Row], options: IqaOptions, folder: Path) -> list[Row]:
+    """The rows without a target, in the splits that they have or in new ones. Raises ValueError for what lies in two."""
+    sharp = [row for row in rows if not row.target]
+    if options.ratio is not None or len({row.split for row in sharp}) < 2:
+        return with_splits(sharp, [None] * len(sharp), options.ratio or (8.0, 1.0, 1.0), seed=options.seed, folder=folder)
+    # the rows left out are counted, so that numbers are those of the table
+    found = leaks(Manifest(folder / "rows", tuple(rows)), taken=lambda row: not row.target)
+    if found:
+        raise ValueError(f"{listed_defects(folder, 'rows in two splits', found)}; or split anew with --split 8:1:1")
+    return sharp
 
 
 def _name(row: Row, folder: Path) -> str:

@@ -4,10 +4,10 @@ from collections.abc import Sequence
 from pathlib import Path, PurePosixPath
 from typing import NamedTuple
 
-from pathorestore.data.manifest import FIRST_ROW, SPLITS, plain_name, read_table
+from pathorestore.data.manifest import FIRST_ROW, SPLITS, read_table
+from pathorestore.data.table_rules import listed, torn
 
 FILE_COLUMNS = ("file", "path", "name")
-_TOLD = 10
 
 
 class LabelRow(NamedTuple):
@@ -59,19 +59,13 @@ def _fault(row: LabelRow, classes: Sequence[str]) -> str:
 
 def _clashes(rows: Sequence[LabelRow]) -> list[str]:
     """What is wrong with rows beside others: a file twice, a patient or slide on both sides of a split."""
-    faults, files, splits = [], dict[str, int](), dict[tuple[str, str], LabelRow]()
+    faults, files = [], dict[str, int]()
     for row in rows:
         if files.setdefault(row.file, row.number) != row.number:
             faults.append(f"row {row.number} ({row.file}): named already in row {files[row.file]}; delete one of them")
-        for kind, name in (("patient", row.patient), ("slide", row.slide)):
-            first = splits.setdefault((kind, plain_name(name)), row) if name else row
-            if first.split != row.split:
-                sides = f"{row.split or 'no split'} here and in {first.split or 'no split'} in row {first.number}"
-                faults.append(f"row {row.number} ({row.file}): {kind} {name} is in {sides}; keep each {kind} in one split")
-    return faults
-
-
-def listed(path: Path, what: str, faults: Sequence[str]) -> str:
-    """The first faults of a table in one line."""
-    more = f"; and {len(faults) - _TOLD} more" if len(faults) > _TOLD else ""
-    return f"{path}: {what}: {'; '.join(faults[:_TOLD])}{more}"
+    known = dict(enumerate(rows))
+    # a split that is unknown is told already
+    return faults + [
+        f"row {known[one.place].number} ({known[one.place].file}): {one.reason}"
+        for one in torn({place: row for place, row in known.items() if row.split in (*SPLITS, "")})
+    ]

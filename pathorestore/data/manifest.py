@@ -78,7 +78,7 @@ def read_manifest(path: Path) -> Manifest:
         what = "is a folder; name the manifest file in it" if path.is_dir() else "no such file; `pathorestore data make FOLDER` writes one"
         raise FileNotFoundError(f"{path}: {what}")
     check_name(path)
-    header, table = read_table(path) if path.suffix.lower() == ".csv" else _read_parquet(path)
+    header, table = read_table(path, column="path") if path.suffix.lower() == ".csv" else _read_parquet(path)
     _check_header(path, header)
     if not table:
         raise ValueError(f"{path}: got a header without rows, expected at least one row; `pathorestore data make FOLDER` fills one")
@@ -126,10 +126,10 @@ def parse_number(name: str, text: str) -> float | None:
         raise ValueError(f"column {name}: got {text!r}, expected a number such as 0.25; {remedy}") from None
 
 
-def read_table(path: Path) -> tuple[list[str], list[list[str]]]:
+def read_table(path: Path, *, column: str = "") -> tuple[list[str], list[list[str]]]:
     """Header and rows of a CSV file (UTF-8, with or without a byte order mark) as text, all rows as long as the header.
 
-    Raises ValueError naming file and row.
+    column: that is asked for where the file is empty; it is not looked for. Raises ValueError naming file and row.
     """
     try:
         with path.open(newline="", encoding="utf-8-sig") as stream:
@@ -141,7 +141,8 @@ def read_table(path: Path) -> tuple[list[str], list[list[str]]]:
     while lines and not any(cell.strip() for cell in lines[-1]):
         lines.pop()  # spreadsheets leave empty rows at the end
     if not lines:
-        raise ValueError(f"{path}: is empty; expected a header row with a column `path` and one row for each image")
+        named = f" with a column `{column}`" if column else ""
+        raise ValueError(f"{path}: is empty; expected a header row{named} and one row for each image")
     header, *table = lines
     for number, cells in enumerate(table, start=FIRST_ROW):
         if len(cells) != len(header):

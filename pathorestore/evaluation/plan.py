@@ -220,7 +220,7 @@ def plan(options: EvaluateOptions, *, progress: Progress = silent) -> Plan:
         "segmenter": options.segmenter,
         "encoder": options.encoder,
         "iqa": options.iqa.name if options.iqa else "",
-        "files": stamped([Path(word.partition("=")[2] or word) for word in (options.segmenter, options.encoder, str(options.iqa or ""))]),
+        "files": stamped(_tool_files(options)),
         "metrics": [measure.name for measure in measures],
         "frechet": features.name if features else "",
     }
@@ -235,6 +235,12 @@ def plan(options: EvaluateOptions, *, progress: Progress = silent) -> Plan:
     )
     check_names(ready.names, options.reference)
     return ready
+
+
+def _tool_files(options: EvaluateOptions) -> list[Path]:
+    """The files of users that metrics work with."""
+    words = [options.segmenter.partition("=")[2], options.encoder.partition("=")[2] or options.encoder]
+    return [*(Path(word) for word in words if word and word != EMBEDDED), *([options.iqa] if options.iqa else [])]
 
 
 def stamped(paths: Sequence[Path]) -> str:

@@ -110,9 +110,9 @@ def _described(name: str) -> Any:
 
 
 def _network(config: ClassifierConfig, *, pretrained: bool = False) -> nn.Module:
-    import timm
-
     options = {"img_size": config.side_px} if _described(config.name).fixed_input_size else {}
+    import timm  # only now, for it imports torchvision, which is made importable above
+
     return timm.create_model(config.name, pretrained=pretrained, num_classes=len(config.classes), **options)
 
 

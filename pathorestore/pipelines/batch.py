@@ -21,6 +21,8 @@ EXIT_INPUT, EXIT_OUTPUT, EXIT_MODEL, EXIT_LOCKED = 3, 4, 5, 6
 
 # a DICOM slide is a folder of files, each of which names all of it, so such files are only taken one by one
 SEARCHED_SUFFIXES = tuple(sorted({*READ_SUFFIXES, *SLIDE_SUFFIXES} - {".dcm"}))
+# of pictures that the verbs write beside others and that show no tissue to work on: maps of risk and of focus
+DERIVED_SUFFIXES = (".risk.tiff", ".risk.png", ".qc.png")
 
 
 class JobLocked(OSError):
@@ -115,9 +117,9 @@ def plan_outputs(inputs: Sequence[str | Path], output: str | Path) -> list[Job]:
     """Decide every output before the first file is read, in an order that depends on names only.
 
     One file becomes `output`, or `output/name` where output is a folder: an existing one, one written with a trailing slash, or a name
-    without a suffix. A folder is searched for images by suffix, hidden files and folders and the output folder itself left out, and its
-    tree is mirrored under `output`. Several inputs need a folder. Names are kept; a suffix that cannot be written gets ".png" behind it,
-    or ".tiff" if it is a slide's.
+    without a suffix. A folder is searched for images by suffix, hidden files and folders, the output folder itself and pictures named like
+    maps of ours (`DERIVED_SUFFIXES`) left out, and its tree is mirrored under `output`. Several inputs need a folder. Names are kept; a
+    suffix that cannot be written gets ".png" behind it, or ".tiff" if it is a slide's.
     A file that does not exist is planned all the same: it fails in the run, the others do not.
     Raises PlanError for an output that cannot be a folder or be written, two inputs with one output, an output that is an input, no image.
     """
@@ -239,7 +241,9 @@ def _jobs_under(path: Path, target: Path) -> Iterator[Job]:
         return
     found = sorted(_images_under(path, target), key=lambda image: image.relative_to(path).parts)
     if not found:
-        raise PlanError(f"{path}: holds no images; looked for {', '.join(SEARCHED_SUFFIXES)} in it and below, hidden files left out")
+        raise PlanError(
+            f"{path}: holds no images; looked for {', '.join(SEARCHED_SUFFIXES)} in it and below, hidden files and maps left out"
+        )
     for image in found:
         relative = image.relative_to(path)
         yield Job(image, target / relative.parent / _output_name(relative.name))
@@ -250,7 +254,11 @@ def _images_under(folder: Path, target: Path) -> Iterator[Path]:
     inside = output != folder.resolve()  # an output equal to the folder itself is found out as output = input
     for here, folders, names in os.walk(folder, onerror=_raise):
         folders[:] = [name for name in folders if not name.startswith(".") and not (inside and (Path(here) / name).resolve() == output)]
-        yield from (Path(here) / name for name in names if not name.startswith(".") and Path(name).suffix.lower() in SEARCHED_SUFFIXES)
+        yield from (Path(here) / name for name in names if _is_searched(name))
+
+
+def _is_searched(name: str) -> bool:
+    return not name.startswith(".") and Path(name).suffix.lower() in SEARCHED_SUFFIXES
 
 
 def writable(path: Path) -> Path:
@@ -275,7 +283,7 @@ def check_folders(folder: Path) -> None:
 
 
 def _check_collisions(jobs: Iterable[Job]) -> None:
-    inputs = {_identity(job.input): job.input for job in jobs if job.input.exists()}
+    inputs = {identity(job.input): job.input for job in jobs if job.input.exists()}
     taken: dict[Path, Path] = {}
     for job in jobs:
         other = taken.setdefault(job.output, job.input)
@@ -283,13 +291,14 @@ def _check_collisions(jobs: Iterable[Job]) -> None:
             raise PlanError(
                 f"{other} and {job.input} would both be written to {job.output}; restore a folder that holds both, or run them one by one"
             )
-        if job.output.exists() and _identity(job.output) in inputs:
-            source = inputs[_identity(job.output)]
+        if job.output.exists() and identity(job.output) in inputs:
+            source = inputs[identity(job.output)]
             what = "is an input" if source == job.output else f"is the input {source} under another name"
             raise PlanError(f"{job.output}: {what}, and inputs are never replaced; name another output folder or file")
 
 
-def _identity(path: Path) -> tuple[int, int]:
+def identity(path: Path) -> tuple[int, int]:
+    """What two names of one file have in common: its disk and its place there. Raises OSError if there is none."""
     status = path.stat()
     return status.st_dev, status.st_ino
 

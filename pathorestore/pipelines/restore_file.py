@@ -20,7 +20,8 @@ class RestoreFile:
     """The work of `run_batch`: restores the input of a job into its output.
 
     seed: the same for every file, so results do not depend on order or company. clock: the time of creation, ISO 8601 in UTC.
-    risk: makes the map of expected errors that is written beside the output, see `risk_files`; None writes none.
+    risk: makes the map of expected errors that is written beside the output, see `risk_files`; None writes none. replace_maps: replace maps
+    even where no output may be; for runs that leave outputs that exist, in which a map without its image is what a stopped run left.
     """
 
     restorer: Restorer
@@ -32,13 +33,14 @@ class RestoreFile:
     overwrite: bool = False
     max_pixels: int = DEFAULT_MAX_PIXELS
     risk: RiskMap | None = None
+    replace_maps: bool = False
 
     def __call__(self, job: Job) -> Done:
         """Restore one file. Raises ImageFileError or OSError for what the user can mend."""
         degraded = read_image_file(job.input, max_pixels=self.max_pixels)
         check_target(job.output, degraded.path, overwrite=self.overwrite)  # before the long part
         if self.risk is not None:
-            check_risk_targets(job.output, degraded.path, overwrite=self.overwrite)
+            check_risk_targets(job.output, degraded.path, overwrite=self.overwrite or self.replace_maps)
         restored = self.restorer.restore(degraded.image, seed=self.seed)
         provenance = Provenance(
             version=__version__,
@@ -61,4 +63,4 @@ class RestoreFile:
         maps = self.risk.of(degraded.image, restored, seed=self.seed)
         made_with = {"risk_seeds": self.risk.seeds, "risk_window_px": self.risk.model.settings.window_px}
         told = replace(provenance, parameters={**provenance.parameters, **made_with})
-        return risk_beside(job.output, maps.risk, restored, degraded, told, overwrite=self.overwrite)
+        return risk_beside(job.output, maps.risk, restored, degraded, told, overwrite=self.overwrite or self.replace_maps)

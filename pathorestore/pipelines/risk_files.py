@@ -14,12 +14,13 @@ from torch import Tensor
 from pathorestore.atomic import write_atomic
 from pathorestore.functional.color import luminance
 from pathorestore.image import to_uint8
-from pathorestore.pipelines.batch import Job, PlanError
+from pathorestore.pipelines.batch import BadResult, Job, PlanError
 from pathorestore.pipelines.contact_sheet import colour_ramp
 from pathorestore.pipelines.image_file import ImageFile, check_target
 from pathorestore.pipelines.pillow_file import encode_png
 from pathorestore.pipelines.provenance import Provenance
 from pathorestore.pipelines.raster import Pixels, Raster
+from pathorestore.pipelines.siblings import all_or_as_before
 from pathorestore.pipelines.tiff_file import encode_tiff
 
 if TYPE_CHECKING:
@@ -64,8 +65,8 @@ def risk_beside(
 ) -> Iterator[None]:
     """Write the map and the overlay of an image 1 3 h w, risk 1 1 h w, then do what the block does, which is to write the image itself.
 
-    So whoever finds the image finds them too. If anything fails, those that were not there before are removed. Both hold the record of the
-    image with another notice. Raises as `write_image_file`.
+    So whoever finds the image finds them too. If anything fails, both are as they were before, see `all_or_as_before`. Both hold the record
+    of the image with another notice. Raises as `write_image_file`.
     """
     told = replace(provenance, notice=RISK_NOTICE, parameters={**provenance.parameters, "risk_stored_per_level": STORED_PER_LEVEL})
     paths = risk_paths(output)
@@ -73,19 +74,19 @@ def risk_beside(
     numbers = Raster(pixels=risk_pixels(risk), pixel_um=like.pixel_um)
     contents = (encode_tiff(numbers, told)[0], encode_png(overlay, told)[0])
     check_risk_targets(output, like.path, overwrite=overwrite)  # encoding took a while
-    new = [path for path in paths if not path.exists()]
-    try:
+    with all_or_as_before(paths):
         for path, data in zip(paths, contents, strict=True):
             write_atomic(path, data)
         yield
-    except BaseException:
-        for path in new:
-            path.unlink(missing_ok=True)
-        raise
 
 
 def risk_pixels(risk: Tensor) -> Pixels:
-    """A map 1 1 h w in grey levels as it is stored: h w 1, uint16, in 1/256 of a level, 0 to 255.996."""
+    """A map 1 1 h w in grey levels as it is stored: h w 1, uint16, in 1/256 of a level, 0 to 255.996.
+
+    Raises BadResult for values that are not finite, which would be stored as no risk at all.
+    """
+    if not torch.isfinite(risk).all():
+        raise BadResult("the risk map holds values that are not finite, so nothing is known of the errors; leave --risk-map out")
     stored = (risk[0, 0, :, :, None].cpu().double() * STORED_PER_LEVEL).round().clamp(0, 2**16 - 1)
     return stored.numpy().astype(np.uint16)
 

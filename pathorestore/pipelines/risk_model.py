@@ -26,6 +26,7 @@ _FLOOR = 0.1  # of a grey level, or of a um: below it a signal says nothing
 # shares of the pixels between which the curve has its knots; closer where risks are high, since those are looked at
 _KNOTS = (0.0, 0.02, 0.05, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 0.95, 0.98, 0.995, 1.0)
 _SHRINK = 1.0
+_LARGEST = 1e6  # no number of a model is anywhere near it, and none up to it overflows
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -41,7 +42,7 @@ class SignalSettings:
     optics: Optics = field(default_factory=Optics)
 
     def __post_init__(self) -> None:
-        if self.window_px <= 0 or not 0 < self.contrast < 1:
+        if not 0 < self.window_px <= _LARGEST or not 0 < self.contrast < 1:
             raise ValueError(f"window_px={self.window_px} must be positive and contrast={self.contrast} in (0, 1)")
 
 
@@ -64,6 +65,8 @@ class RiskModel:
         unknown = sorted(set(self.exponents) - set(Signals._fields))
         if unknown or not self.exponents:
             raise ValueError(f"exponents name {', '.join(unknown) or 'nothing'}; expected some of {', '.join(Signals._fields)}")
+        if not all(abs(number) <= _LARGEST for number in (*self.exponents.values(), *self.scores, *self.errors)):  # NaN is not, either
+            raise ValueError(f"exponents, scores and errors must be finite numbers of at most {_LARGEST:g}, got {self}")
         if min(self.exponents.values()) < 0:
             raise ValueError(f"exponents must not be negative, got {self.exponents}: no signal may make a pixel look safer")
         if len(self.scores) != len(self.errors) or len(self.scores) < 2:
@@ -161,7 +164,7 @@ def _curve(score: Tensor, error: Tensor) -> tuple[tuple[float, ...], tuple[float
 
     order = score.argsort(stable=True)
     edges = [round(share * len(order)) for share in _KNOTS]
-    groups = [order[low:high] for low, high in pairwise(edges)]
+    groups = [order[low:high] for low, high in pairwise(edges) if high > low]  # of few pixels 0.5 % are none
     centres = [round(float(score[group].mean()), 5) for group in groups]
     means = [float(error[group].mean()) for group in groups]
     smooth = isotonic_regression(means, weights=[len(group) for group in groups]).x
@@ -170,12 +173,12 @@ def _curve(score: Tensor, error: Tensor) -> tuple[tuple[float, ...], tuple[float
 
 
 def _interpolate(score: Tensor, scores: tuple[float, ...], errors: tuple[float, ...]) -> Tensor:
-    """Piecewise linear through the knots, level beyond them."""
-    at, level = score.new_tensor(scores), score.new_tensor(errors)
-    inside = score.clamp(scores[0], scores[-1])
+    """Piecewise linear through the knots, level beyond them; in float64, in which knots that differ stay apart."""
+    at, level = (torch.tensor(knots, dtype=torch.float64, device=score.device) for knots in (scores, errors))
+    inside = score.double().clamp(scores[0], scores[-1])
     upper = torch.searchsorted(at, inside.contiguous()).clamp(1, len(scores) - 1)
     share = (inside - at[upper - 1]) / (at[upper] - at[upper - 1])
-    return torch.lerp(level[upper - 1], level[upper], share.clamp(0, 1))
+    return torch.lerp(level[upper - 1], level[upper], share.clamp(0, 1)).to(score.dtype)
 
 
 def _rises(values: tuple[float, ...], *, strictly: bool) -> bool:

@@ -164,16 +164,17 @@ class RiskMap:
 def ready_risk_map(
     ready: "ReadyRestorer", options: "RestoreOptions", *, seeds: int = DEFAULT_SEEDS, progress: Progress = silent
 ) -> RiskMap:
-    """The risk map of a restorer that is ready, from the risk.json beside its weights.
+    """The risk map of a restorer that is ready, from the risk.json beside its weights. seeds: of no account for a model without a spread.
 
-    Raises ValueError, saying what to do, where it has none, one of other weights, or one for another number of steps; and for few seeds.
+    Raises ValueError, saying what to do, where it has none, one of other weights, or one for another number of steps; and for too
+    few seeds.
     """
     from pathorestore.hub import locate
     from pathorestore.pipelines.mop import default_folder
 
-    if seeds < 2:
-        raise ValueError(f"--risk-seeds {seeds} gives no spread; take at least 2, {DEFAULT_SEEDS} is the default")
     folder = default_folder() if options.model is None else locate(options.model, revision=options.revision)
     models = RiskModels.load(folder, weights_sha256=ready.weights_sha256)
     model = models.for_steps(int(ready.parameters["steps"] or 0))
+    if model.needs_spread and seeds < 2:
+        raise ValueError(f"--risk-seeds {seeds} gives no spread; take at least 2, {DEFAULT_SEEDS} is the default")
     return RiskMap(ready.system, model, seeds=seeds, tile_px=options.tile_px, device=ready.device, progress=progress)

@@ -19,12 +19,14 @@ from pathorestore.pipelines.batch import (
     Job,
     PlanError,
     check_folders,
+    identity,
     names_folder,
     plan_outputs,
     run_batch,
 )
 from pathorestore.pipelines.geojson import feature, ring, write_features
 from pathorestore.pipelines.raster import OutputFileError
+from pathorestore.pipelines.siblings import all_or_as_before
 from pathorestore.slide.focus_picture import VERDICT_COLOURS, HeatMap
 from pathorestore.slide.focus_qc import FocusFile
 from pathorestore.slide.focus_verdict import JUDGED, FocusSummary, TileFocus, shown, summarise, tiles_csv, tiles_of_csv
@@ -51,7 +53,8 @@ class JudgedBy:
 class QcFiles:
     """The work of `run_batch` that judges a file and writes NAME.qc.csv, .png and .geojson, and what it found, by output.
 
-    The table of tiles is written last, so that where it is the others are.
+    The table of tiles is written last, so that where it is the others are. overwrite: replace what is there. A run that leaves tables that
+    exist may do so too, since a picture without its table is what a stopped run left.
     """
 
     folder: Path
@@ -73,9 +76,10 @@ class QcFiles:
             footnote=self.judged_by.uncertainty or f"estimates of {self.judged_by.model_id}, whose errors are not known",
         )
         png, geojson, table = outputs_of(job)
-        write_atomic(png, picture.png())
-        write_features(geojson, features_of(focus.tiles))
-        write_atomic(table, tiles_csv(focus.tiles).encode())
+        with all_or_as_before((png, geojson, table)):
+            write_atomic(png, picture.png())
+            write_features(geojson, features_of(focus.tiles))
+            write_atomic(table, tiles_csv(focus.tiles).encode())
         self.found[job.output] = self._entry(summary) | {"mpp": focus.mpp, "mpp_assumed": focus.mpp_assumed, "every": focus.every}
         return Done(megapixels=focus.width_px * focus.height_px / 1e6, notes=(summary.sentence(), *focus.notes))
 
@@ -110,8 +114,8 @@ class QcFiles:
         return not (result.code == EXIT_OUTPUT or (result.status == "skipped" and self.name_of(result) in kept))
 
     def name_of(self, result: FileResult) -> str:
-        """The name of a file in the table: where its outputs are below the folder."""
-        return result.output.relative_to(self.folder).as_posix().removesuffix(_SUFFIXES[-1])
+        """The name of a file in the table: where its outputs are below the folder; what is no text is spelled out."""
+        return _as_text(result.output.relative_to(self.folder).as_posix().removesuffix(_SUFFIXES[-1]))
 
     def _row(self, result: FileResult) -> dict[str, str]:
         """What the table says of a file."""
@@ -135,7 +139,7 @@ class QcFiles:
             if path.is_dir():
                 raise OutputFileError(f"{path}: is a folder; expected the path of a file")
             if not self.overwrite and path != job.output and path.exists():
-                raise OutputFileError(f"{path}: exists already; --overwrite replaces it")
+                raise OutputFileError(f"{path}: exists already, without its table; --overwrite and --skip-existing replace it")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -145,9 +149,11 @@ class QcReport(BatchReport):
     qc: dict[str, dict[str, Any]] = field(default_factory=dict)
 
     def to_dict(self) -> dict[str, Any]:
-        """The report as JSON-able values; `qc` of a file is null where nothing was found this time."""
+        """The report as JSON-able values; `qc` of a file is null where nothing was found this time. Files are judged, not restored."""
         told = super().to_dict()
+        told["summary"] = {"judged": told["summary"].pop("restored")} | told["summary"]
         for entry in told["files"]:
+            entry["status"] = "judged" if entry["status"] == "restored" else entry["status"]
             entry["qc"] = self.qc.get(entry["output"])
         verdicts = [found["verdict"] for found in self.qc.values()]
         told["summary"]["verdicts"] = {name: verdicts.count(name) for name in (*JUDGED, "glass")}
@@ -190,10 +196,10 @@ def plan_qc(inputs: Sequence[str | Path], folder: str | Path) -> list[Job]:
     planned = plan_outputs(inputs, f"{folder}{os.sep}")
     jobs = [Job(job.input, job.output.with_name(f"{short(job.input.name)}{_SUFFIXES[-1]}")) for job in planned]
     read_table(Path(folder) / TABLE_NAME)
-    inputs_at = {_identity(job.input): job.input for job in jobs if job.input.exists()}
+    inputs_at = {identity(job.input): job.input for job in jobs if job.input.exists()}
     for path in (path for job in jobs for path in outputs_of(job)):
-        if path.exists() and _identity(path) in inputs_at:
-            raise PlanError(f"{inputs_at[_identity(path)]}: would be written to, and inputs are never replaced; name another output folder")
+        if path.exists() and identity(path) in inputs_at:
+            raise PlanError(f"{inputs_at[identity(path)]}: would be written to, and inputs are never replaced; name another output folder")
     return jobs
 
 
@@ -202,7 +208,7 @@ def read_table(path: Path) -> dict[str, dict[str, str]]:
     if not path.exists():
         return {}
     try:
-        header, *rows = csv.reader(io.StringIO(path.read_text(encoding="utf-8"), newline=""))
+        header, *rows = csv.reader(io.StringIO(path.read_bytes().decode("utf-8"), newline=""))
         if tuple(header) != _COLUMNS or any(len(row) != len(_COLUMNS) for row in rows):
             raise ValueError
     except (ValueError, csv.Error) as error:
@@ -215,9 +221,9 @@ def _table_text(rows: dict[str, dict[str, str]]) -> bytes:
     table = csv.DictWriter(out, _COLUMNS, lineterminator="\n")
     table.writeheader()
     table.writerows(rows[name] for name in sorted(rows))
-    return out.getvalue().encode("utf-8", "backslashreplace")  # a file name may hold bytes that are no text
+    return _as_text(out.getvalue()).encode("utf-8")
 
 
-def _identity(path: Path) -> tuple[int, int]:
-    status = path.stat()
-    return status.st_dev, status.st_ino
+def _as_text(name: str) -> str:
+    """A file name may hold bytes that are no text, and carriage returns, which tables are not written with."""
+    return name.replace("\r", "\\r").encode("utf-8", "backslashreplace").decode("utf-8")

@@ -15,11 +15,11 @@ JUDGED: tuple[Verdict, ...] = ("fine", "restore", "rescan")
 """Verdicts of tiles that count; the others say why a tile does not."""
 
 LEAST_TISSUE = 0.25
-"""With less tissue than this in a tile its estimate drifts towards 3 um whatever the focus is, so it counts as glass."""
+"""With less tissue than this in a tile its estimate drifts away from that of a full one (docs/qc.md), so it counts as glass."""
 
 UNCERTAINTY = (
     "estimates; on simulated defocus of 0.8-3.2 um the distance is 0.29 um off with ideal optics and 0.98 um, mostly too small, with "
-    "randomised scanners; tiles in focus read 0.3-0.9 um, all beyond 4 um read 3-4.5 um"
+    "randomised scanners; tiles in focus read 0.3-0.9 um, all beyond 4 um read 3-4.6 um"
 )
 """What is known of the errors of the embedded estimator, for its outputs."""
 
@@ -39,9 +39,13 @@ class Thresholds:
 
     def __post_init__(self) -> None:
         if not 0 < self.fine_ctf <= 1:
-            raise ValueError(f"--fine-ctf {self.fine_ctf} must lie above 0 and at most at 1, perfect focus; the default is 0.65")
+            raise ValueError(
+                f"--fine-ctf {self.fine_ctf} must lie above 0 and at most at 1, perfect focus; the default is {type(self).fine_ctf}"
+            )
         if not (math.isfinite(self.rescan_um) and self.rescan_um > 0):
-            raise ValueError(f"--rescan-um {self.rescan_um} must be a positive number of micrometres; the default is 3.0")
+            raise ValueError(
+                f"--rescan-um {self.rescan_um} must be a positive number of micrometres; the default is {type(self).rescan_um}"
+            )
         for name, share in (("rescan_share", self.rescan_share), ("restore_share", self.restore_share)):
             if not 0 <= share < 1:
                 raise ValueError(f"{name}={share} must lie in 0..1, 1 left out")

@@ -12,9 +12,10 @@ from torch.utils.data import DataLoader, Dataset
 from torchmetrics import CatMetric
 
 from pathorestore.data.drawing import CropConfig
-from pathorestore.data.labels import listed, read_labels
+from pathorestore.data.labels import read_labels
 from pathorestore.data.manifest import Manifest, Row
 from pathorestore.data.sampling import ShareSampler
+from pathorestore.data.table_rules import listed
 from pathorestore.functional.noise import stream
 from pathorestore.hub import Pretrained
 from pathorestore.metrics.classification import classification_scores
