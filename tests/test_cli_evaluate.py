@@ -1,7 +1,9 @@
 """`pathorestore evaluate`, from the command line to the files."""
 
+import base64
 import csv
 import json
+import re
 import sqlite3
 import subprocess
 import sys
@@ -157,6 +159,11 @@ def test_a_model_is_run_on_degraded_images(folders):
         (("--level", "patch", "--patch", "3"), "at least 16 px"),
         (("--limit", "0"), "--limit 0 must be at least 1"),
         (("--facts", "nowhere.csv"), "nowhere.csv"),
+        (("--setting", "shifted"), "--setting belongs to --simulate"),
+        (("--tune-on", "."), "--tune-on belongs to --simulate"),
+        (("--risk",), "--risk judges the risk maps of models"),
+        (("--segmenter", "precomputed=.", "--crop", "64"), "label maps made elsewhere fit whole images"),
+        (("--iqa", "nowhere", "--metrics", "niqe"), "none of the chosen metrics can be had: niqe: nowhere"),
     ],
 )
 def test_wishes_that_do_not_fit_are_told_in_one_line(folders, capsys, monkeypatch, words, told):
@@ -167,6 +174,75 @@ def test_wishes_that_do_not_fit_are_told_in_one_line(folders, capsys, monkeypatc
     assert len(lines) == 1
     assert told in lines[0]
     assert not (folders / "out" / "report.html").exists()
+
+
+def test_images_made_elsewhere_do_not_go_with_simulated_ones(folders, capsys):
+    words = ("--clean", str(folders / "clean"), "--simulate", "1.0", *both(folders), "-o", str(folders / "out"))
+    assert main(["evaluate", *words, *FEW]) == 2
+    assert "--restored images are of one degraded image each" in capsys.readouterr().err
+
+
+def test_an_output_among_the_inputs_is_refused_before_it_becomes_one_of_them(folders, capsys):
+    assert run(folders, *both(folders), *FEW, out="clean/judged") == 2
+    assert "whose images are judged; name a folder outside with -o" in capsys.readouterr().err
+    assert not (folders / "clean" / "judged").exists()
+
+
+def test_a_method_is_added_later_without_measuring_the_others_again(folders, capsys):
+    assert run(folders, *both(folders), *FEW) == 0
+    import pathorestore.evaluation.run as module
+
+    before = {(row["case"], row["method"]): row["psnr_db"] for row in rows_in(folders / "out")}
+    seen = []
+    real = module.Evaluation._measured
+
+    def watch(self, row, image, case):
+        seen.append(row.method)
+        return real(self, row, image, case)
+
+    module.Evaluation._measured = watch
+    try:
+        assert run(folders, *both(folders), "--restored", f"third={folders / 'worse'}", *FEW) == 0
+    finally:
+        module.Evaluation._measured = real
+    assert set(seen) == {"third"}
+    after = {(row["case"], row["method"]): row["psnr_db"] for row in rows_in(folders / "out")}
+    assert before.items() < after.items()
+
+
+def test_pictures_follow_images_that_changed(folders):
+    assert run(folders, *both(folders), *FEW) == 0
+    first = (folders / "out" / "report.html").read_text()
+    for path in (folders / "better").iterdir():
+        save(path, tissue(99, 96, 96))
+    assert run(folders, *both(folders), *FEW) == 0
+    kept = {one.read_bytes() for one in (folders / "out" / "pictures").iterdir()}
+    page = (folders / "out" / "report.html").read_text()
+    pictures = set(re.findall(r"data:image/png;base64,([A-Za-z0-9+/=]+)", page)) - set(re.findall(r"base64,([A-Za-z0-9+/=]+)", first))
+    assert pictures
+    assert all(base64.b64decode(one) in kept for one in pictures)
+
+
+def test_label_maps_made_elsewhere_are_used_and_a_missing_one_costs_its_metric_only(folders):
+    maps = folders / "maps"
+    maps.mkdir()
+    for number in range(1, 12):
+        labels = np.zeros((96, 96), np.int32)
+        labels[20:40, 20:40] = 1
+        np.save(maps / f"tile{number}.npy", labels)
+    words = ("--segmenter", f"precomputed={maps}", "--metrics", "psnr", "nuclei", "--pictures", "0", "-q")
+    assert run(folders, *both(folders), *words) == 0
+    rows = [row for row in rows_in(folders / "out") if row["method"] == "better"]
+    assert [bool(row["psnr_db"]) for row in rows] == [True] * 12
+    assert [bool(row["l1_texture"]) for row in rows].count(False) == 1
+
+
+def test_the_distance_of_sets_can_be_had_alone(folders, capsys):
+    assert run(folders, *both(folders), "--metrics", "frechet", "--pictures", "0", "-q", "--json") == 0
+    summary = json.loads(capsys.readouterr().out)
+    distances = {method: value for _, method, value, _ in summary["set_scores"]}
+    assert distances["better"] < distances["worse"] < distances["degraded"]
+    assert summary["columns"] == []
 
 
 def test_nothing_named_is_told():
