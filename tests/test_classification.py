@@ -26,6 +26,7 @@ from pathorestore.evaluation.classification import (
 from pathorestore.metrics import classification
 from pathorestore.metrics.classification import (
     METRICS,
+    FigureRules,
     classification_differences,
     classification_intervals,
     classification_scores,
@@ -145,7 +146,7 @@ def test_an_image_drawn_twice_counts_as_two_images(images, seed):
 @pytest.mark.parametrize("classes", [2, 3])
 def test_a_perfect_classifier_has_one_everywhere_with_intervals_of_no_width(classes):
     target = torch.arange(30) % classes
-    figures = classification_intervals(torch.eye(classes)[target] * 0.9 + 0.1 / classes, target, draws=50)
+    figures = classification_intervals(torch.eye(classes)[target] * 0.9 + 0.1 / classes, target, rules=FigureRules(draws=50))
     assert all(figure == pytest.approx((1, 1, 1)) for figure in figures.values())
 
 
@@ -196,7 +197,7 @@ def test_the_interval_of_accuracy_is_the_bootstrap_interval_of_the_mean_of_right
     expected = bootstrap_interval((predicted(probabilities) == target).double(), groups, draws=300, seed=5)
     for at_once in (1 << 22, 100):  # however many draws are in memory at a time
         monkeypatch.setattr(classification, "_AT_ONCE", at_once)
-        found = classification_intervals(probabilities, target, groups, draws=300, seed=5)["accuracy"]
+        found = classification_intervals(probabilities, target, groups, rules=FigureRules(draws=300, seed=5))["accuracy"]
         assert found == pytest.approx(expected, abs=1e-12)
 
 
@@ -213,7 +214,7 @@ def test_intervals_hold_their_figure_and_grow_where_images_come_in_groups():
 
 def test_a_version_compared_with_itself_differs_by_nothing_and_pairs_are_closer_than_their_intervals():
     probabilities, target = drawn(120, seed=2)
-    same = classification_differences(probabilities, probabilities, target, draws=200)
+    same = classification_differences(probabilities, probabilities, target, rules=FigureRules(draws=200))
     assert all(figure == (0, 0, 0) for figure in same.values())
     worse = 0.9 * probabilities + 0.1 * drawn(120, seed=9)[0]
     paired = classification_differences(worse, probabilities, target)["auc"]
@@ -257,7 +258,7 @@ def test_groups_draws_and_partners_that_do_not_fit_are_refused():
         classification_intervals(probabilities, target, ["a"])
     for options in ({"draws": 0}, {"level": 1.0}):
         with pytest.raises(ValueError, match="draws be at least 1"):
-            classification_intervals(probabilities, target, **options)
+            classification_intervals(probabilities, target, rules=FigureRules(**options))
     with pytest.raises(ValueError, match="expected the same images"):
         classification_differences(probabilities, probabilities[:5], target)
 

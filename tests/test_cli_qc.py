@@ -43,7 +43,10 @@ def three(name: str) -> list[str]:
 
 def table(folder: Path) -> dict[str, dict[str, str]]:
     with (folder / "qc.csv").open(newline="", encoding="utf-8") as file:
-        return {row["file"]: row for row in csv.DictReader(file)}
+        rows = list(csv.DictReader(file))
+    found = {row["file"]: row for row in rows}
+    assert len(found) == len(rows)
+    return found
 
 
 def out_of_focus(pixels: np.ndarray, z_um: float) -> np.ndarray:

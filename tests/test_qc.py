@@ -420,12 +420,15 @@ def test_the_script_behind_the_thresholds_prints_every_table_and_writes_every_ro
     assert [row["psnr_before"] == row["psnr_after"] for row in rows if "psnr_after" in row] == [
         True
     ] * 4  # every second image, two distances
-    assert {row["verdict"] for row in rows if row["setting"] == "ideal" and row["z_um"] == 4.0} == {"rescan"}
+    ideal = [[row["defocus_um"] for row in rows if row["setting"] == "ideal" and row["z_um"] == z_um] for z_um in (0.8, 4.0)]
+    assert max(ideal[0]) < min(ideal[1])
+    assert [row["image"] for row in rows[::6]] == ["a.png", "b.png", "fine.png"]
+    assert ideal[0][2] < min(ideal[0][:2]) - 0.1  # the same picture, shown smaller
     glass = {(row["share"], row["z_um"]): row for row in written["results"]["beside_glass"]}
     assert glass[0.25, 0.0]["all_um"] > glass[0.25, 0.0]["tissue_um"] + 0.6
     assert [row["mpp"] for row in written["results"]["whole"]] == [0.25, 0.25, 0.25, 0.125]
     told = capsys.readouterr().out
     assert "| 4 um | 0.04 |" in told
-    assert "0, 0, 3" in told
+    assert "| 0.8 um | 0, 3, 0 |" in told
     assert "2 whole images at 0.25 um" in told
     assert "1 whole oversampled images at 0.125 um" in told

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from pathorestore.atomic import refuse_existing, write_atomic
-from pathorestore.metrics.classification import METRICS, classification_differences, classification_intervals, predicted
+from pathorestore.metrics.classification import METRICS, FigureRules, classification_differences, classification_intervals, predicted
 from pathorestore.metrics.statistics import Interval
 from pathorestore.pipelines.batch import explain
 from pathorestore.pipelines.image_file import DEFAULT_MAX_PIXELS, READ_SUFFIXES, ImageFileError, read_image_file
@@ -56,15 +56,11 @@ class Scored:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Rules:
-    """How figures are made. classes: names in the order of the outputs. reference: the version that the others are compared with."""
+class Rules(FigureRules):
+    """How figures are made, and of what. classes: in the order of the outputs. reference: the version that others are compared with."""
 
     classes: tuple[str, ...]
     reference: str
-    threshold: float = 0.5
-    level: float = 0.95
-    draws: int = 2000
-    seed: int = 0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -152,14 +148,13 @@ def compare(scored: Scored, rules: Rules) -> Comparison:
         raise ValueError(f"--reference {rules.reference} is no version; expected one of {', '.join(versions)}")
     target = torch.tensor([case.target for case in scored.cases])
     groups = [case.group for case in scored.cases]
-    how: dict[str, Any] = {name: getattr(rules, name) for name in ("threshold", "level", "draws", "seed")}
     base = versions[rules.reference]
     differences = {
-        name: classification_differences(probabilities, base, target, groups, **how)
+        name: classification_differences(probabilities, base, target, groups, rules=rules)
         for name, probabilities in versions.items()
         if name != rules.reference
     }
-    scores = {name: classification_intervals(probabilities, target, groups, **how) for name, probabilities in versions.items()}
+    scores = {name: classification_intervals(probabilities, target, groups, rules=rules) for name, probabilities in versions.items()}
     return Comparison(rules=rules, scored=scored, scores=scores, differences=differences)
 
 

@@ -7,6 +7,7 @@ precision of a classifier that never says yes or the AUC of images of one class,
 
 import math
 from collections.abc import Callable, Hashable, Iterator, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -19,6 +20,22 @@ METRICS = ("auc", "accuracy", "precision", "specificity", "sensitivity", "f1")
 
 _AT_ONCE = 1 << 22  # weights of images that are in memory at a time
 _MOST_UNDEFINED = 0.1  # share of the draws: an interval of those left would be one of other samples
+
+
+@dataclass(frozen=True, kw_only=True)
+class FigureRules:
+    """How figures and their intervals are made. threshold: of two classes, the second is predicted above it.
+
+    level: probability of an interval. draws, seed: of its bootstrap. The functions that take it say what they refuse.
+    """
+
+    threshold: float = 0.5
+    level: float = 0.95
+    draws: int = 2000
+    seed: int = 0
+
+
+_USUAL = FigureRules()
 
 
 def classification_scores(probabilities: Tensor, target: Tensor, *, threshold: float = 0.5) -> dict[str, float]:
@@ -46,23 +63,20 @@ def classification_intervals(
     target: Tensor,
     groups: Sequence[Hashable] | None = None,
     *,
-    threshold: float = 0.5,
-    level: float = 0.95,
-    draws: int = 2000,
-    seed: int = 0,
+    rules: FigureRules = _USUAL,
 ) -> dict[str, Interval]:
-    """The figures of `classification_scores`, each with its percentile bootstrap interval of probability `level`; n/a bounds are NaN.
+    """The figures of `classification_scores`, each with its percentile bootstrap interval; n/a bounds are NaN.
 
     groups: what each image belongs to, n; whole groups are drawn with replacement, the same ones as in `bootstrap_interval` for a seed.
     None takes every image for a group of its own. Draws in which a figure is not defined are left out of its interval; if they are more
     than a tenth, or if there are fewer than two groups, the bounds are NaN.
     Raises ValueError as `classification_scores` and `bootstrap_interval` do.
     """
-    likely, truth = _checked(probabilities, target, threshold)
-    score = _weighted(likely, truth, threshold)
-    figures = classification_scores(likely, truth, threshold=threshold)
-    drawn = _resampled(score, _owners(groups, len(truth)), level=level, draws=draws, seed=seed)
-    return {name: Interval(figures[name], *_bounds(drawn[name], level)) for name in METRICS}
+    likely, truth = _checked(probabilities, target, rules.threshold)
+    score = _weighted(likely, truth, rules.threshold)
+    figures = classification_scores(likely, truth, threshold=rules.threshold)
+    drawn = _resampled(score, _owners(groups, len(truth)), level=rules.level, draws=rules.draws, seed=rules.seed)
+    return {name: Interval(figures[name], *_bounds(drawn[name], rules.level)) for name in METRICS}
 
 
 def classification_differences(
@@ -71,10 +85,7 @@ def classification_differences(
     target: Tensor,
     groups: Sequence[Hashable] | None = None,
     *,
-    threshold: float = 0.5,
-    level: float = 0.95,
-    draws: int = 2000,
-    seed: int = 0,
+    rules: FigureRules = _USUAL,
 ) -> dict[str, Interval]:
     """The figures of `probabilities` minus those of `others`, of the same images in the same order, both resampled alike.
 
@@ -84,16 +95,16 @@ def classification_differences(
         raise ValueError(
             f"{tuple(probabilities.shape)} probabilities cannot be paired with {tuple(others.shape)}; expected the same images"
         )
-    (first, truth), (second, _) = _checked(probabilities, target, threshold), _checked(others, target, threshold)
-    scores = _weighted(first, truth, threshold), _weighted(second, truth, threshold)
-    one, two = (classification_scores(likely, truth, threshold=threshold) for likely in (first, second))
+    (first, truth), (second, _) = (_checked(one, target, rules.threshold) for one in (probabilities, others))
+    scores = tuple(_weighted(likely, truth, rules.threshold) for likely in (first, second))
+    one, two = (classification_scores(likely, truth, threshold=rules.threshold) for likely in (first, second))
 
     def differ(weights: Tensor) -> dict[str, Tensor]:
         minuend, subtrahend = (score(weights) for score in scores)
         return {name: minuend[name] - subtrahend[name] for name in METRICS}
 
-    drawn = _resampled(differ, _owners(groups, len(truth)), level=level, draws=draws, seed=seed)
-    return {name: Interval(one[name] - two[name], *_bounds(drawn[name], level)) for name in METRICS}
+    drawn = _resampled(differ, _owners(groups, len(truth)), level=rules.level, draws=rules.draws, seed=rules.seed)
+    return {name: Interval(one[name] - two[name], *_bounds(drawn[name], rules.level)) for name in METRICS}
 
 
 def predicted(probabilities: Tensor, *, threshold: float = 0.5) -> Tensor:

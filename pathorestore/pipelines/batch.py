@@ -258,7 +258,7 @@ def _images_under(folder: Path, target: Path) -> Iterator[Path]:
 
 
 def _is_searched(name: str) -> bool:
-    return not name.startswith(".") and Path(name).suffix.lower() in SEARCHED_SUFFIXES
+    return not name.startswith(".") and Path(name).suffix.lower() in SEARCHED_SUFFIXES and not name.lower().endswith(DERIVED_SUFFIXES)
 
 
 def writable(path: Path) -> Path:

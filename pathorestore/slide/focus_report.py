@@ -208,7 +208,7 @@ def read_table(path: Path) -> dict[str, dict[str, str]]:
     if not path.exists():
         return {}
     try:
-        header, *rows = csv.reader(io.StringIO(path.read_bytes().decode("utf-8"), newline=""))
+        header, *rows = csv.reader(io.StringIO(path.read_text(encoding="utf-8"), newline=""))
         if tuple(header) != _COLUMNS or any(len(row) != len(_COLUMNS) for row in rows):
             raise ValueError
     except (ValueError, csv.Error) as error:
