@@ -22,7 +22,7 @@ from pathorestore.cli_fuse import fill_fuse, stacks_to_fuse
 from pathorestore.cli_iqa import fill_iqa, run_iqa
 from pathorestore.cli_iqa_fit import fill_iqa_fit, run_iqa_fit
 from pathorestore.cli_jobs import batch_on, fill_engine, fill_jobs, run_jobs
-from pathorestore.cli_options import fill_batch, fill_demo, fill_info, fill_simulate
+from pathorestore.cli_options import fill_batch, fill_demo, fill_info, fill_model, fill_simulate
 from pathorestore.cli_qc import files_to_judge, fill_qc
 from pathorestore.cli_restore import RestoreElsewhere, StopSignal, estimates, files_to_restore, fill_restore
 from pathorestore.cli_training import fill_ablate, fill_export, run_ablate, run_export
@@ -366,7 +366,7 @@ _FILLERS: dict[str, tuple[Callable[["ArgumentParser"], None], str]] = {
     "data": (fill_data, "make and check the manifest that training reads"),
     "fuse": (_over_files(fill_fuse), "make one all-in-focus image of each focal stack"),
     "ablate": (fill_ablate, "train the variants of one of the paper's comparisons and tabulate them"),
-    "qc": (_over_files(fill_qc, slides=True), "judge the focus of images and slides: fine, restore or rescan"),
+    "qc": (_over_files(fill_qc, fill_model, slides=True), "judge the focus of images and slides: fine, restore or rescan"),
     "iqa-build": (fill_iqa, "write a table of blurred patches, to train no-reference scores on"),
     "iqa-fit": (fill_iqa_fit, "fit the no-reference metrics NIQE and BRISQUE to sharp images"),
     "evaluate": (fill_evaluate, "judge restored images and models: scores, tests, one report"),

@@ -30,8 +30,6 @@ def fill_qc(command: "ArgumentParser") -> None:
     command.add_argument("--mpp", type=float, default=None, help="um per pixel, where the file does not say it or is wrong")
     command.add_argument("--batch", type=int, default=8, help="tiles in one pass")
     command.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto", help="where to compute; auto takes CUDA if present")
-    command.add_argument("--model", type=str, default=None, help="folder or hub repository owner/name; default: the embedded mop-tiny")
-    command.add_argument("--revision", type=str, default=None, help="commit hash or tag of a hub repository")
 
 
 def files_to_judge(arguments: "Namespace", bar: Callable[[int, int], None]) -> "tuple[list[Job], QcFiles]":

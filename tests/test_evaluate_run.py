@@ -126,6 +126,15 @@ def test_an_interrupted_evaluation_goes_on_where_it_was(tmp_path, cases):
     assert after == rows_of(tmp_path / "whole", evaluation(cases, Degraded(), Made("m", lambda case: case.clean), names=("psnr", "gmsd")))
 
 
+def test_a_method_that_failed_is_tried_again_though_no_file_changed(tmp_path, cases):
+    def fail(case):
+        raise MemoryError
+
+    assert all(row.error for row in rows_of(tmp_path / "out", evaluation(cases, Made("m", fail))))
+    rows = rows_of(tmp_path / "out", evaluation(cases, Made("m", lambda case: case.clean)))
+    assert not any(row.error for row in rows)
+
+
 def test_what_failed_is_tried_again(tmp_path, cases):
     good = cases.keys[1].degraded.read_bytes()
     cases.keys[1].degraded.write_bytes(b"")

@@ -9,7 +9,7 @@ from itertools import chain
 from pathlib import Path
 from typing import Any
 
-from pathorestore.atomic import write_atomic
+from pathorestore.atomic import refuse_existing, write_atomic
 from pathorestore.evaluation import plots, report_tables
 from pathorestore.evaluation.report_format import WAYS, counted, escaped, name, number, visible
 from pathorestore.evaluation.report_sections import Section, number_sections, plot_sections, record_sections, section_html
@@ -32,8 +32,7 @@ def write_report(
     Raises ValueError if the file exists and is not to be overwritten, or a picture is neither PNG nor JPEG; ImportError with the remedy
     without matplotlib; OSError if a picture cannot be read or the report not be written.
     """
-    if not overwrite and (path.exists() or path.is_symlink()):
-        raise ValueError(f"{path}: exists already; --overwrite replaces it")
+    refuse_existing(path, overwrite=overwrite)
     write_atomic(path, report_html(summary, rows, pictures).encode("utf-8"))
 
 
