@@ -1,6 +1,8 @@
 # One door for people and for .ci/run. `make` alone lists the targets. `make clean` first, then PYTHON=python3.12 make test takes another
 # interpreter.
 PYTHON ?= python3
+# processes of `make test`, each of one thread
+WORKERS ?= 2
 VENV ?= .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
@@ -26,7 +28,7 @@ demo: install ## defocus a histology image, restore it, write figures to out/dem
 	@find out/demo -name '*.png' | sort | sed 's/^/  /'
 
 test: install ## the default tests, minutes on two CPU cores
-	$(BIN)/python -m pytest
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS) --dist worksteal
 
 check: lint types layers ## everything that reads the source: ruff, mypy, import-linter
 

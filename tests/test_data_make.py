@@ -120,7 +120,7 @@ def test_the_3dhistech_set_and_slides_and_nothing_are_recognised(tmp_path):
     assert recognise(images(tmp_path, "a.png")) == "3dhistech"
 
 
-@pytest.mark.parametrize("folder", CLEAN)
+@pytest.mark.parametrize("folder", sorted(CLEAN))
 def test_clean_folders_alone_are_sharp_images(tmp_path, folder):
     assert recognise(images(tmp_path / folder, "a.png").parent) == "sharp"
 
