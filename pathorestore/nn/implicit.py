@@ -1,0 +1,80 @@
+"""Images as functions of continuous coordinates: where queries lie on a feature map, and how what its cells say is weighed.
+
+A coordinate is (y, x), from -1 to 1 between the outer edges of a map; the centre of pixel i of n lies at -1 + (2 i + 1) / n.
+"""
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+_SIDES = ((0, 0), (0, 1), (1, 0), (1, 1))
+_NUDGE = 1e-6  # off the borders between cells, where rounding would decide
+_LEAST = 1e-9
+
+
+class Corner(NamedTuple):
+    """One of the four cells around each of n queries.
+
+    cell: its index on the map, row by row, n. relative: of the query to the cell's centre, n 2, in half cells. weight: n, one in sum over the
+    corners.
+    """
+
+    cell: Tensor
+    relative: Tensor
+    weight: Tensor
+
+
+def centres(count: int) -> Tensor:
+    """The centres of `count` pixels, float64."""
+    return (2 * torch.arange(count, dtype=torch.float64) + 1) / count - 1
+
+
+def grid(height: int, width: int) -> Tensor:
+    """The centres of all pixels of an image row by row, (height width) 2, float64."""
+    return torch.stack(torch.meshgrid(centres(height), centres(width), indexing="ij"), dim=-1).reshape(-1, 2)
+
+
+def corners(coordinates: Tensor, size: tuple[int, int]) -> tuple[Corner, Corner, Corner, Corner]:
+    """The four cells around each coordinate n 2 of a map of that height and width; at its edges some are the same.
+
+    Each weighs as the rectangle between the query and the opposite corner's centre, a product of one share for each axis: taken so, the
+    weights hold even where a query at an edge lies on a centre, and all four rectangles are empty. Computed in double precision,
+    returned in single.
+    Source: Chen, Liu, Wang, Learning continuous image representation with local implicit image function, CVPR 2021, eq. 4 and fig. 2.
+    """
+    places = coordinates.double()
+    axes = [_beside(places[:, axis], size[axis]) for axis in (0, 1)]
+    found = []
+    for y, x in _SIDES:
+        (row, down, share), (column, right, other_share) = axes[0][y], axes[1][x]
+        found.append(Corner(row * size[1] + column, torch.stack([down, right], dim=1).float(), (share * other_share).float()))
+    first, second, third, fourth = found
+    return first, second, third, fourth
+
+
+def _beside(places: Tensor, count: int) -> list[tuple[Tensor, Tensor, Tensor]]:
+    """Of the two cells beside each place n on an axis of so many: index, place relative to the centre in half cells, share."""
+    middle = centres(count).to(places.device)
+    sides = []
+    for shift in (-1, 1):
+        moved = (places + shift / count + _NUDGE).clamp(-1 + _NUDGE, 1 - _NUDGE)
+        index = ((moved + 1) / 2 * count).floor().clamp(0, count - 1).long()
+        sides.append((index, (places - middle[index]) * count))
+    lengths = [relative.abs() + _LEAST for _, relative in sides]
+    return [(index, relative, lengths[1 - at] / (lengths[0] + lengths[1])) for at, (index, relative) in enumerate(sides)]
+
+
+def gather(features: Tensor, cells: Tensor) -> Tensor:
+    """The features b n c that a map b c h w has in the cells n."""
+    return features.flatten(2)[..., cells].transpose(1, 2)
+
+
+def mlp(width: int, hidden: Sequence[int], out: int) -> nn.Sequential:
+    """Linear layers with ReLU between them, from `width` through `hidden` to `out`."""
+    sizes = [width, *hidden]
+    layers: list[nn.Module] = []
+    for before, after in zip(sizes, hidden, strict=False):
+        layers += [nn.Linear(before, after), nn.ReLU()]
+    return nn.Sequential(*layers, nn.Linear(sizes[-1], out))
