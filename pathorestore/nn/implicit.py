@@ -17,8 +17,8 @@ _LEAST = 1e-9
 class Corner(NamedTuple):
     """One of the four cells around each of n queries.
 
-    cell: its index on the map, row by row, n. relative: of the query to the cell's centre, n 2, in half cells. weight: n, one in sum over the
-    corners.
+    cell: its index on the map, row by row, n. relative: of the query to the cell's centre, n 2, in half cells. weight: n, one in sum over
+    the corners.
     """
 
     cell: Tensor
