@@ -12,10 +12,10 @@ _CENTRE = _SIDE * _SIDE // 2
 class LocalFeatureInteractor(nn.Module):
     """Attention of every feature of b c h w to ten tokens: itself, the mean of its 3 x 3 window, its eight neighbours.
 
-    The feature itself has projections of its own, the others share theirs. Borders are reflected, replicated where a side is one pixel. heads must divide dim. Fully differentiable, in time and memory linear in
-    the number of pixels.
-    Source: ISTE (Towards Arbitrary-scale Histopathology Image Super-resolution), local feature interactor; the root of the width divides the scores, as attention has it, where the
-    paper's formula divides what comes out, which the last projection absorbs.
+    The feature itself has projections of its own, the others share theirs. Borders are reflected, replicated where a side is one pixel.
+    heads must divide dim. Differentiable throughout; time and memory are linear in the number of pixels.
+    Source: ISTE (Towards Arbitrary-scale Histopathology Image Super-resolution), local feature interactor. The root of the width divides
+    the scores, as attention has it; the paper's formula divides what comes out, which the last projection absorbs.
     """
 
     def __init__(self, dim: int, *, heads: int):
