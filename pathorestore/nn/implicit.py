@@ -31,9 +31,30 @@ def centres(count: int) -> Tensor:
     return (2 * torch.arange(count, dtype=torch.float64) + 1) / count - 1
 
 
+class Lattice(NamedTuple):
+    """Pixels to be made, where rows and columns cross: their coordinates, h and w, float64."""
+
+    rows: Tensor
+    columns: Tensor
+
+    @classmethod
+    def of(cls, size: tuple[int, int]) -> "Lattice":
+        """All pixels of an image of that height and width."""
+        return cls(centres(size[0]), centres(size[1]))
+
+    @property
+    def size(self) -> tuple[int, int]:
+        """Height and width."""
+        return len(self.rows), len(self.columns)
+
+    def places(self) -> Tensor:
+        """The coordinates row by row, (h w) 2."""
+        return torch.stack(torch.meshgrid(self.rows, self.columns, indexing="ij"), dim=-1).reshape(-1, 2)
+
+
 def grid(height: int, width: int) -> Tensor:
     """The centres of all pixels of an image row by row, (height width) 2, float64."""
-    return torch.stack(torch.meshgrid(centres(height), centres(width), indexing="ij"), dim=-1).reshape(-1, 2)
+    return Lattice.of((height, width)).places()
 
 
 def corners(coordinates: Tensor, size: tuple[int, int]) -> tuple[Corner, Corner, Corner, Corner]:

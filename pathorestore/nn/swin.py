@@ -89,14 +89,21 @@ def _relative_positions(window: int) -> Tensor:
     return offset[0] * (2 * window - 1) + offset[1]
 
 
-@functools.lru_cache(maxsize=32)
 def shift_mask(height_px: int, width_px: int, window: int, shift: int, kind: SwinMask) -> Tensor:
     """-100 for pairs of a rolled window that were not neighbours in the image, else 0: windows n n.
 
     kind "resshift" orders the positions inside a window column by column, as the published checkpoints were trained with; "correct" row by
     row, as the tokens are.
     """
-    region = torch.zeros(height_px, width_px)
+    # a tensor made while tracing stands for one; kept, it would come back in ordinary calls
+    make = _make_mask.__wrapped__ if torch.compiler.is_compiling() else _make_mask
+    return make(height_px, width_px, window, shift, kind)
+
+
+@functools.lru_cache(maxsize=32)
+def _make_mask(height_px: int, width_px: int, window: int, shift: int, kind: SwinMask) -> Tensor:
+    # on the CPU whatever device a caller's context prescribes, since the next caller's may be another
+    region = torch.zeros(height_px, width_px, device="cpu")
     cuts = (slice(0, -window), slice(-window, -shift), slice(-shift, None))
     for row, y in enumerate(cuts):
         for column, x in enumerate(cuts):

@@ -32,6 +32,7 @@ if TYPE_CHECKING:
         RestormerStage as RestormerStage,
     )
     from pathorestore.training.schedules import Constant as Constant, StepDecay as StepDecay, WarmupCosine as WarmupCosine
+    from pathorestore.training.upscale_stage import UpscaleStage as UpscaleStage
 
 _HOMES = {
     "BlurredImages": "iqa_stage",
@@ -47,6 +48,7 @@ _HOMES = {
     "SharpImages": "datamodules",
     "SlidePatches": "datamodules",
     "StepDecay": "schedules",
+    "UpscaleStage": "upscale_stage",
     "WarmupCosine": "schedules",
     "trained_coarse": "parts",
     "trained_defocus": "parts",

@@ -20,10 +20,12 @@ from pathorestore.models.classifier import Classifier
 from pathorestore.models.clip_iqa import QualityPrompt, SmallClip
 from pathorestore.models.defocus import DefocusEstimator
 from pathorestore.models.encoders import Embedding, TinyEncoder
+from pathorestore.models.iste import TextureDecoder
 from pathorestore.models.optics_prompt import NoOptics, OpticsPrompt
 from pathorestore.models.pdiffusion import PDiffusion
 from pathorestore.models.pformer import PFormer, Restormer
 from pathorestore.models.prompts import EdgePrompt, PathologyPrompt, Prompter
+from pathorestore.models.swinir import SwinIR
 from pathorestore.pipelines.mop import MoPRestorer
 from pathorestore.pipelines.refine import DiffusionRefiner, FineSettings, KeepCoarse, Refiner
 from pathorestore.training.card import training_card
@@ -44,6 +46,8 @@ _CLASSES: dict[str, type[Pretrained]] = {
     "Classifier": Classifier,
     "SmallClip": SmallClip,
     "QualityPrompt": QualityPrompt,
+    "SwinIR": SwinIR,
+    "TextureDecoder": TextureDecoder,
 }
 _DTYPES = {"fp32": torch.float32, "fp16": torch.float16}
 # a restorer, but for the encoder: a foundation model's weights are no part of a checkpoint's stage

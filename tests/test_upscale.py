@@ -1,0 +1,113 @@
+"""ISTE as a whole: sizes, tiles, geometry, and what it says no to."""
+
+import pytest
+import torch
+import torch.nn.functional as F
+from hypothesis import given
+from hypothesis import strategies as st
+
+from pathorestore.models.iste import TextureDecoder, TextureDecoderConfig
+from pathorestore.models.swinir import SwinIR, SwinIRConfig
+from pathorestore.pipelines.iste import ISTE, cuts
+
+
+@pytest.fixture(scope="module")
+def model():
+    torch.manual_seed(0)
+    encoder = SwinIR(SwinIRConfig(embed=12, blocks=(1,), heads=2, window=4, features=8, drop_path=0.0))
+    return ISTE(encoder, TextureDecoder(TextureDecoderConfig(features=8, texture=12, hidden=(16,), heads=2))).eval()
+
+
+@pytest.fixture(scope="module")
+def bilinear():
+    """An untrained model with its skip: what it draws is where bilinear interpolation draws it."""
+    torch.manual_seed(0)
+    return ISTE(
+        SwinIR(SwinIRConfig(embed=12, blocks=(1,), heads=2, window=4, features=32)), TextureDecoder(TextureDecoderConfig.tiny())
+    ).eval()
+
+
+@given(length=st.integers(1, 300), scale=st.floats(0.3, 9), tile=st.integers(9, 80), overlap=st.integers(0, 4))
+def test_every_pixel_is_made_once_from_pixels_around_it(length, scale, tile, overlap):
+    out_length = max(1, round(length * scale))
+    made = []
+    for cut in cuts(length, out_length, tile_px=tile, overlap_px=overlap):
+        made += range(*cut.made)
+        assert cut.read[1] - cut.read[0] <= tile
+        assert 0 <= cut.read[0] < cut.read[1] <= length
+        places = cut.coordinates(length, out_length)
+        assert places.abs().max() <= 1 + 1e-12
+    assert made == list(range(out_length))
+
+
+@pytest.mark.parametrize(("scale", "size"), [(1, (21, 17)), (2.7, (57, 46)), (4, (84, 68)), (8, (168, 136))])
+def test_any_scale_gives_the_rounded_size(model, scale, size, generator):
+    large = model.upscale(torch.rand(1, 3, 21, 17, generator=generator), scale=scale)
+    assert large.shape == (1, 3, *size)
+    assert large.isfinite().all()
+    assert 0 <= large.min() <= large.max() <= 1
+
+
+@pytest.mark.parametrize("scale", [1, 2, 2.7, 5])
+def test_tiles_draw_bilinear_pictures_without_a_seam_or_shift(bilinear, scale, generator):
+    image = F.avg_pool2d(torch.rand(1, 3, 61, 83, generator=generator), 3, 1)
+    size = round(59 * scale), round(81 * scale)
+    tiled = bilinear.upscale(image, out_size=size, tile_px=24, overlap_px=4)
+    assert torch.allclose(tiled, F.interpolate(image, size=size, mode="bilinear", align_corners=False), atol=2e-5)
+
+
+def test_a_ramp_of_101_by_77_is_not_shifted(bilinear):
+    ramp = torch.linspace(0.2, 0.8, 101)[:, None].expand(1, 3, 101, 77).contiguous()
+    large = bilinear.upscale(ramp, scale=2.7, tile_px=48)
+    assert large.shape[-2:] == (273, 208)
+    places = ((torch.arange(273) + 0.5) * 101 / 273 - 0.5).clamp(0, 100)
+    slope = 0.6 / 100  # a shift by one small pixel changes so much
+    assert (large[0, 0, :, 100] - (0.2 + slope * places)).abs().max() < 0.05 * slope
+
+
+def test_one_tile_is_the_whole_image(model, generator):
+    image = torch.rand(1, 3, 20, 22, generator=generator)
+    assert torch.equal(model.upscale(image, scale=2, tile_px=22), model.upscale(image, scale=2, tile_px=500, overlap_px=90))
+
+
+def test_images_of_a_batch_do_not_mix(model, generator):
+    images = torch.rand(2, 3, 12, 12, generator=generator)
+    assert torch.equal(model.upscale(images, scale=3)[1:], model.upscale(images[1:], scale=3))
+
+
+def test_a_saved_system_draws_the_same_and_knows_its_name(model, tmp_path, generator):
+    image = torch.rand(1, 3, 12, 14, generator=generator)
+    model.save_pretrained(tmp_path / "mine")
+    again = ISTE.from_pretrained(tmp_path / "mine")
+    assert torch.equal(model.upscale(image, scale=2.5), again.upscale(image, scale=2.5))
+    assert again.model_id == "mine"
+    assert len(again.weights_sha256) == 64
+
+
+def test_gradients_reach_every_parameter_of_the_system(model):
+    image = torch.rand(2, 3, 9, 8)
+    places = torch.rand(2, 40, 2, dtype=torch.float64) * 2 - 1
+    model(image, places, torch.full((2, 2), 0.5, dtype=torch.float64)).square().mean().backward()
+    assert {name for name, parameter in model.named_parameters() if parameter.grad is None} == set()
+
+
+@pytest.mark.parametrize(
+    ("wish", "told"),
+    [
+        ({}, "one of scale and out_size"),
+        ({"scale": 2, "out_size": (4, 4)}, "one of scale and out_size"),
+        ({"scale": 0}, "must lie above 0"),
+        ({"scale": 0.01}, "cannot become 0 x 0"),
+        ({"out_size": (12, 204)}, "cannot become 12 x 204"),
+        ({"scale": float("nan")}, "must lie above 0"),
+        ({"scale": 2, "tile_px": 16, "overlap_px": 8}, "more than twice overlap_px"),
+    ],
+)
+def test_impossible_wishes_are_refused(model, wish, told):
+    with pytest.raises(ValueError, match=told):
+        model.upscale(torch.rand(1, 3, 12, 12), **wish)
+
+
+def test_parts_that_do_not_fit_are_refused():
+    with pytest.raises(ValueError, match="gives 8 features but the decoder expects 32"):
+        ISTE(SwinIR(SwinIRConfig(embed=12, blocks=(1,), heads=2, features=8)), TextureDecoder(TextureDecoderConfig.tiny()))
