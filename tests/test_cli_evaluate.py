@@ -275,12 +275,14 @@ def kept(folder):
 
 
 SCALE = """
-import resource, sys
+import re, sys
+from pathlib import Path
 from pathorestore.cli import main
 from pathorestore.evaluation.journal import JOURNAL
 code = main(["evaluate", "--clean", sys.argv[1], "--degraded", sys.argv[2], "--metrics", "psnr", "ssim", "gmsd", "-o", sys.argv[3],
              "--limit", sys.argv[4], "-q", "--pictures", "4"])
-print(code, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024)
+# not ru_maxrss, which a child inherits from whoever started it
+print(code, int(re.search(r"VmHWM:\\s+(\\d+)", Path("/proc/self/status").read_text())[1]) // 1024)
 """
 
 

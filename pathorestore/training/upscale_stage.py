@@ -79,9 +79,8 @@ class UpscaleStage(Stage):
         assert isinstance(batch, SharpBatch)
         side = batch.sharp.shape[-1]
         if round(self.small_px * self.largest_scale) > side:
-            raise ValueError(
-                f"crops of {side} px are too small for {self.small_px} px at x{self.largest_scale:g}; set crops.crop_px larger"
-            )
+            needed = round(self.small_px * self.largest_scale)
+            raise ValueError(f"crops of {side} px cannot show {self.small_px} px at x{self.largest_scale:g}; set crops.crop_px to {needed}")
         each = [self._sampled(image, key) for image, key in zip(batch.sharp, batch.key.tolist(), strict=True)]
         small, places, footprint, colours = zip(*each, strict=True)
         return torch.cat(small), torch.stack(places), torch.stack(footprint), torch.stack(colours)
