@@ -278,7 +278,6 @@ SCALE = """
 import re, sys
 from pathlib import Path
 from pathorestore.cli import main
-from pathorestore.evaluation.journal import JOURNAL
 code = main(["evaluate", "--clean", sys.argv[1], "--degraded", sys.argv[2], "--metrics", "psnr", "ssim", "gmsd", "-o", sys.argv[3],
              "--limit", sys.argv[4], "-q", "--pictures", "4"])
 # not ru_maxrss, which a child inherits from whoever started it
