@@ -6,6 +6,7 @@ import torch.nn.functional as F
 from hypothesis import given
 from hypothesis import strategies as st
 
+from pathorestore.models.implicit_decoders import ImplicitDecoderConfig, LIIFDecoder, LTEDecoder
 from pathorestore.models.iste import TextureDecoder, TextureDecoderConfig
 from pathorestore.models.swinir import SwinIR, SwinIRConfig
 from pathorestore.pipelines.iste import ISTE, cuts
@@ -82,6 +83,16 @@ def test_a_saved_system_draws_the_same_and_knows_its_name(model, tmp_path, gener
     assert torch.equal(model.upscale(image, scale=2.5), again.upscale(image, scale=2.5))
     assert again.model_id == "mine"
     assert len(again.weights_sha256) == 64
+
+
+@pytest.mark.parametrize("kind", [LIIFDecoder, LTEDecoder])
+def test_another_decoder_is_saved_and_loaded_as_what_it_is(model, kind, tmp_path, generator):
+    image = torch.rand(1, 3, 12, 14, generator=generator)
+    other = ISTE(model.encoder, kind(ImplicitDecoderConfig(features=8, hidden=(9,), texture=6))).eval()
+    other.save_pretrained(tmp_path)
+    again = ISTE.from_pretrained(tmp_path)
+    assert isinstance(again.decoder, kind)
+    assert torch.equal(other.upscale(image, scale=2.5), again.upscale(image, scale=2.5))
 
 
 def test_gradients_reach_every_parameter_of_the_system(model):

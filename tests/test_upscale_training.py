@@ -11,6 +11,7 @@ from torch.nn import functional as F
 from pathorestore.data.batches import SharpBatch
 from pathorestore.degradations.acquisition import gaussian_blur
 from pathorestore.degradations.resize import blur_then_resize, resized
+from pathorestore.models.implicit_decoders import ImplicitDecoderConfig, LIIFDecoder, LTEDecoder
 from pathorestore.models.iste import TextureDecoder, TextureDecoderConfig
 from pathorestore.models.swinir import SwinIR, SwinIRConfig
 from pathorestore.training import UpscaleStage
@@ -96,6 +97,16 @@ def test_validation_shows_whole_small_pixels_only():
     small, clean = reduced(torch.rand(1, 3, 64, 50), 3.3)
     assert small.shape[-2:] == (19, 15)
     assert clean.shape[-2:] == (63, 50)
+
+
+@pytest.mark.parametrize("kind", [LIIFDecoder, LTEDecoder])
+def test_the_decoders_it_is_compared_with_learn_in_the_same_stage(kind):
+    network = stage()
+    other = UpscaleStage(network.encoder, kind(ImplicitDecoderConfig(features=8, hidden=(9,), texture=6)), small_px=12, points=60)
+    small, places, footprint, colours = other.samples(batch())
+    (other.decoder(other.encoder(small), small, places, footprint) - colours).abs().mean().backward()
+    assert all(parameter.grad is not None for parameter in other.decoder.parameters())
+    assert other.system.upscale(small, scale=2.5).shape == (2, 3, 30, 30)
 
 
 def test_crops_that_are_too_small_and_odd_settings_are_refused():

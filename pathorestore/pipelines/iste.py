@@ -11,14 +11,17 @@ from torch import Tensor, nn
 
 from pathorestore.hub import ModelCard, Pretrained, load_parts, locate, save_parts, weights_sha256
 from pathorestore.image import check_image
+from pathorestore.models.implicit_decoders import LIIFDecoder, LTEDecoder
 from pathorestore.models.iste import Search, TextureDecoder, rendering_footprint
 from pathorestore.models.swinir import SwinIR
 from pathorestore.nn.implicit import Lattice
 from pathorestore.pipelines.restorer import Progress, silent
 
 _SYSTEM = "ISTE"
-_PARTS: dict[str, type[Pretrained]] = {"encoder": SwinIR, "decoder": TextureDecoder}
+_DECODERS: dict[str, type[Pretrained]] = {"decoder": TextureDecoder, "liif": LIIFDecoder, "lte": LTEDecoder}
+_PARTS: dict[str, type[Pretrained]] = {"encoder": SwinIR} | _DECODERS
 LARGEST_SCALE = 16.0
+Decoder = TextureDecoder | LIIFDecoder | LTEDecoder
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -60,9 +63,12 @@ def _first_behind(border: int, length: int, out_length: int) -> int:
 
 
 class ISTE(nn.Module):
-    """Enlarges images by any factor. `forward` decodes sampled points, for training; `upscale` takes any image and checks it."""
+    """Enlarges images by any factor; with another decoder it is what ISTE is compared with.
 
-    def __init__(self, encoder: SwinIR, decoder: TextureDecoder, *, model_id: str = "custom", weights_hash: str = "none"):
+    `forward` decodes sampled points, for training; `upscale` takes any image and checks it.
+    """
+
+    def __init__(self, encoder: SwinIR, decoder: Decoder, *, model_id: str = "custom", weights_hash: str = "none"):
         super().__init__()
         if encoder.config.width != decoder.config.features:
             raise ValueError(f"the encoder gives {encoder.config.width} features but the decoder expects {decoder.config.features}")
@@ -111,7 +117,8 @@ class ISTE(nn.Module):
 
     def save_pretrained(self, folder: str | os.PathLike[str], *, card: ModelCard | None = None, dtype: torch.dtype | None = None) -> None:
         """Write one sub-folder per part. dtype: storage type of the weights, such as torch.float16."""
-        save_parts(folder, {"encoder": self.encoder, "decoder": self.decoder}, system=_SYSTEM, card=card, dtype=dtype)
+        name = next(name for name, kind in _DECODERS.items() if isinstance(self.decoder, kind))
+        save_parts(folder, {"encoder": self.encoder, name: self.decoder}, system=_SYSTEM, card=card, dtype=dtype)
 
     @classmethod
     def from_pretrained(cls, folder_or_repo_id: str | os.PathLike[str], *, revision: str | None = None) -> Self:
@@ -120,8 +127,8 @@ class ISTE(nn.Module):
         parts = load_parts(folder, _PARTS, system=_SYSTEM)
         given = Path(folder_or_repo_id)
         model_id = given.resolve().name if given.exists() else str(folder_or_repo_id)
-        encoder, decoder = cast(SwinIR, parts["encoder"]), cast(TextureDecoder, parts["decoder"])
-        return cls(encoder, decoder, model_id=model_id, weights_hash=weights_sha256(folder)).eval()
+        decoder = cast(Decoder, next(part for name, part in parts.items() if name in _DECODERS))
+        return cls(cast(SwinIR, parts["encoder"]), decoder, model_id=model_id, weights_hash=weights_sha256(folder)).eval()
 
 
 def target_size(size: tuple[int, int], *, scale: float | None, out_size: tuple[int, int] | None) -> tuple[int, int]:

@@ -20,6 +20,7 @@ from pathorestore.models.classifier import Classifier
 from pathorestore.models.clip_iqa import QualityPrompt, SmallClip
 from pathorestore.models.defocus import DefocusEstimator
 from pathorestore.models.encoders import Embedding, TinyEncoder
+from pathorestore.models.implicit_decoders import LIIFDecoder, LTEDecoder
 from pathorestore.models.iste import TextureDecoder
 from pathorestore.models.optics_prompt import NoOptics, OpticsPrompt
 from pathorestore.models.pdiffusion import PDiffusion
@@ -48,6 +49,8 @@ _CLASSES: dict[str, type[Pretrained]] = {
     "QualityPrompt": QualityPrompt,
     "SwinIR": SwinIR,
     "TextureDecoder": TextureDecoder,
+    "LIIFDecoder": LIIFDecoder,
+    "LTEDecoder": LTEDecoder,
 }
 _DTYPES = {"fp32": torch.float32, "fp16": torch.float16}
 # a restorer, but for the encoder: a foundation model's weights are no part of a checkpoint's stage

@@ -11,6 +11,7 @@ from pathorestore.degradations.resize import blur_then_resize, resized
 from pathorestore.functional.noise import stream
 from pathorestore.hub import Pretrained
 from pathorestore.metrics.fidelity import psnr
+from pathorestore.models.implicit_decoders import LIIFDecoder, LTEDecoder
 from pathorestore.models.iste import TextureDecoder
 from pathorestore.models.swinir import SwinIR
 from pathorestore.nn.implicit import grid
@@ -40,7 +41,7 @@ class UpscaleStage(Stage):
     def __init__(
         self,
         encoder: SwinIR,
-        decoder: TextureDecoder,
+        decoder: TextureDecoder | LIIFDecoder | LTEDecoder,
         *,
         small_px: int = 48,
         points: int = 2304,

@@ -1,0 +1,133 @@
+"""LIIF and LTE: the decoders that ISTE's is compared with, in the same place and with the same calls."""
+
+from abc import ABC, abstractmethod
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from pathorestore.hub import Pretrained
+from pathorestore.models.iste import Search
+from pathorestore.nn.implicit import Corner, Lattice, corners, gather, mlp
+
+
+class LocalEnsemble(nn.Module, ABC):
+    """Colours at any coordinates as the weighed sum of what the four cells around them say; colours are on the scale [0, 1], unclamped.
+
+    Subclasses make `maps` of the features and `say` what a corner's cells mean. input_skip: add the bilinear image.
+    """
+
+    def __init__(self, *, input_skip: bool):
+        super().__init__()
+        self.input_skip = input_skip
+
+    @abstractmethod
+    def maps(self, features: Tensor) -> Tensor:
+        """What is read off the features b c h w, b m h w."""
+
+    @abstractmethod
+    def say(self, cells: Tensor, corner: Corner, size: Tensor) -> Tensor:
+        """Centred colours n 3 from the maps of the cells n m; size: of an output pixel in half cells, n 2."""
+
+    def forward(self, features: Tensor, image: Tensor, coordinates: Tensor, footprint: Tensor) -> Tensor:
+        """Colours b n 3 at coordinates b n 2 of images b 3 h w; footprint b 2: of an output pixel in pixels of the image."""
+        each = zip(self.maps(features), image, coordinates, footprint, strict=True)
+        return torch.stack([self._decoded(maps[None], source[None], places, size) for maps, source, places, size in each])
+
+    @torch.no_grad()
+    def render(self, features: Tensor, image: Tensor, lattice: Lattice, footprint: Tensor, *, search: Search | None = None) -> Tensor:
+        """The pixels b 3 of a lattice, so many points at a time as search says."""
+        places, step = lattice.places().to(image.device), (search or Search()).query_chunk
+        images = []
+        for own, source in zip(features, image, strict=True):
+            maps = self.maps(own[None])
+            parts = [self._decoded(maps, source[None], places[start : start + step], footprint) for start in range(0, len(places), step)]
+            images.append(torch.cat(parts).T.reshape(3, *lattice.size))
+        return torch.stack(images)
+
+    def _decoded(self, maps: Tensor, image: Tensor, places: Tensor, footprint: Tensor) -> Tensor:
+        size = (2 * footprint).float().expand(len(places), 2)
+        colours = places.new_zeros(len(places), 3, dtype=torch.float32)
+        for corner in corners(places, (image.shape[-2], image.shape[-1])):
+            said = self.say(gather(maps, corner.cell)[0], corner, size)
+            if self.input_skip:
+                said = said + 2 * gather(image, corner.cell)[0] - 1
+            colours = colours + corner.weight[:, None] * said
+        return (colours + 1) / 2
+
+
+@dataclass(frozen=True, kw_only=True)
+class ImplicitDecoderConfig:
+    """Sizes of a `LIIFDecoder` or `LTEDecoder`.
+
+    features: of the encoder; hidden: of the MLP; texture: coefficients of LTE, an even number; input_skip: add the bilinear image.
+    """
+
+    features: int = 64
+    hidden: tuple[int, ...] = (256, 256, 256, 256)
+    texture: int = 256
+    input_skip: bool = False
+
+    def __post_init__(self) -> None:
+        if min(self.features, self.texture, *self.hidden) < 1 or self.texture % 2:
+            raise ValueError(f"sizes must be at least 1 and texture even; got {self}")
+
+    @classmethod
+    def tiny(cls) -> "ImplicitDecoderConfig":
+        """Of the size of `TextureDecoderConfig.tiny()`, about."""
+        return cls(features=32, hidden=(128, 128, 128), texture=64, input_skip=True)
+
+
+class LIIFDecoder(LocalEnsemble, Pretrained):
+    """An MLP over the nine features around a cell, the query's place and the size of its pixel.
+
+    Source: Chen, Liu, Wang, CVPR 2021: feature unfolding, local ensemble and cell decoding.
+    """
+
+    def __init__(self, config: ImplicitDecoderConfig):
+        super().__init__(input_skip=config.input_skip)
+        self.config = config
+        self.mlp = _begun(mlp(9 * config.features + 4, config.hidden, 3), zero=config.input_skip)
+
+    def maps(self, features: Tensor) -> Tensor:
+        """The features of each cell and its eight neighbours, zero beyond the edges."""
+        return F.unfold(features, 3, padding=1).reshape(len(features), -1, *features.shape[-2:])
+
+    def say(self, cells: Tensor, corner: Corner, size: Tensor) -> Tensor:
+        return self.mlp(torch.cat([cells, corner.relative, size], dim=-1))
+
+
+class LTEDecoder(LocalEnsemble, Pretrained):
+    """An MLP over amplitudes times cosines and sines of learned frequencies at the query's place, their phase given by the pixel's size.
+
+    Source: Lee & Jin, Local texture estimator for implicit representation function, CVPR 2022, eq. 5 to 8. Its image skip is `input_skip`.
+    """
+
+    def __init__(self, config: ImplicitDecoderConfig):
+        super().__init__(input_skip=config.input_skip)
+        self.config = config
+        self.amplitude = nn.Conv2d(config.features, config.texture, 3, padding=1)
+        self.frequency = nn.Conv2d(config.features, config.texture, 3, padding=1)
+        self.phase = nn.Linear(2, config.texture // 2, bias=False)
+        self.mlp = _begun(mlp(config.texture, config.hidden, 3), zero=config.input_skip)
+
+    def maps(self, features: Tensor) -> Tensor:
+        """Amplitudes, then the frequencies along y, then those along x."""
+        return torch.cat([self.amplitude(features), self.frequency(features)], dim=1)
+
+    def say(self, cells: Tensor, corner: Corner, size: Tensor) -> Tensor:
+        half = self.config.texture // 2
+        amplitude, down, right = cells.split([2 * half, half, half], dim=-1)  # type: ignore[no-untyped-call]
+        angle = torch.pi * (down * corner.relative[:, :1] + right * corner.relative[:, 1:] + self.phase(size))
+        return self.mlp(amplitude * torch.cat([angle.cos(), angle.sin()], dim=-1))
+
+
+def _begun(network: nn.Sequential, *, zero: bool) -> nn.Sequential:
+    """The network, saying nothing at first if it stands beside the image."""
+    if zero:
+        last: Any = network[-1]
+        nn.init.zeros_(last.weight)
+        nn.init.zeros_(last.bias)
+    return network
