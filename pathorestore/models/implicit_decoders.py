@@ -2,7 +2,6 @@
 
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -10,7 +9,7 @@ from torch import Tensor, nn
 
 from pathorestore.hub import Pretrained
 from pathorestore.models.iste import Search
-from pathorestore.nn.implicit import Corner, Lattice, corners, gather, mlp
+from pathorestore.nn.implicit import Corner, Lattice, ensemble, gather, mlp
 
 
 class LocalEnsemble(nn.Module, ABC):
@@ -49,13 +48,11 @@ class LocalEnsemble(nn.Module, ABC):
 
     def _decoded(self, maps: Tensor, image: Tensor, places: Tensor, footprint: Tensor) -> Tensor:
         size = (2 * footprint).float().expand(len(places), 2)
-        colours = places.new_zeros(len(places), 3, dtype=torch.float32)
-        for corner in corners(places, (image.shape[-2], image.shape[-1])):
-            said = self.say(gather(maps, corner.cell)[0], corner, size)
-            if self.input_skip:
-                said = said + 2 * gather(image, corner.cell)[0] - 1
-            colours = colours + corner.weight[:, None] * said
-        return (colours + 1) / 2
+
+        def say(_: int, corner: Corner) -> Tensor:
+            return self.say(gather(maps, corner.cell)[0], corner, size)
+
+        return ensemble(places, image, say, input_skip=self.input_skip)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -89,7 +86,7 @@ class LIIFDecoder(LocalEnsemble, Pretrained):
     def __init__(self, config: ImplicitDecoderConfig):
         super().__init__(input_skip=config.input_skip)
         self.config = config
-        self.mlp = _begun(mlp(9 * config.features + 4, config.hidden, 3), zero=config.input_skip)
+        self.mlp = mlp(9 * config.features + 4, config.hidden, 3, silent=config.input_skip)
 
     def maps(self, features: Tensor) -> Tensor:
         """The features of each cell and its eight neighbours, zero beyond the edges."""
@@ -111,7 +108,7 @@ class LTEDecoder(LocalEnsemble, Pretrained):
         self.amplitude = nn.Conv2d(config.features, config.texture, 3, padding=1)
         self.frequency = nn.Conv2d(config.features, config.texture, 3, padding=1)
         self.phase = nn.Linear(2, config.texture // 2, bias=False)
-        self.mlp = _begun(mlp(config.texture, config.hidden, 3), zero=config.input_skip)
+        self.mlp = mlp(config.texture, config.hidden, 3, silent=config.input_skip)
 
     def maps(self, features: Tensor) -> Tensor:
         """Amplitudes, then the frequencies along y, then those along x."""
@@ -122,12 +119,3 @@ class LTEDecoder(LocalEnsemble, Pretrained):
         amplitude, down, right = cells.split([2 * half, half, half], dim=-1)  # type: ignore[no-untyped-call]
         angle = torch.pi * (down * corner.relative[:, :1] + right * corner.relative[:, 1:] + self.phase(size))
         return self.mlp(amplitude * torch.cat([angle.cos(), angle.sin()], dim=-1))
-
-
-def _begun(network: nn.Sequential, *, zero: bool) -> nn.Sequential:
-    """The network, saying nothing at first if it stands beside the image."""
-    if zero:
-        last: Any = network[-1]
-        nn.init.zeros_(last.weight)
-        nn.init.zeros_(last.bias)
-    return network

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from pathorestore.hub import Pretrained
-from pathorestore.nn.implicit import Corner, Lattice, corners, gather, mlp
+from pathorestore.nn.implicit import Corner, Lattice, corners, ensemble, gather, mlp
 from pathorestore.nn.local_interaction import LocalFeatureInteractor
 from pathorestore.nn.texture_fusion import TextureFusion, differentiable_similarity, sampled_similarity, smallest_stride, strided_index
 
@@ -100,13 +100,9 @@ class TextureDecoder(nn.Module, Pretrained):
         )
         self.phase = nn.Linear(2, width, bias=False)
         self.fusion = TextureFusion(width) if config.fuse else None
-        self.pixel = mlp(width + 4, config.hidden, 3)
-        self.texture = mlp(width, config.hidden, 3) if config.decode_texture else None
-        if config.input_skip:  # so that it begins as bilinear interpolation
-            for decoder in (self.pixel, self.texture):
-                if decoder is not None:
-                    nn.init.zeros_(decoder[-1].weight)  # type: ignore[arg-type]
-                    nn.init.zeros_(decoder[-1].bias)  # type: ignore[arg-type]
+        # beside the image they begin silent, so that the whole begins as bilinear interpolation
+        self.pixel = mlp(width + 4, config.hidden, 3, silent=config.input_skip)
+        self.texture = mlp(width, config.hidden, 3, silent=config.input_skip) if config.decode_texture else None
 
     def maps(self, features: Tensor) -> TextureMaps:
         """The maps of features b c h w."""
@@ -135,18 +131,14 @@ class TextureDecoder(nn.Module, Pretrained):
 
     def _decoded(self, maps: TextureMaps, image: Tensor, coordinates: Tensor, footprint: Tensor, fused: "Fused") -> Tensor:
         """Sum over the corners of what each decodes, n 3."""
-        height, width = image.shape[-2:]
-        colours = coordinates.new_zeros(len(coordinates), 3, dtype=torch.float32)
-        for at, corner in enumerate(corners(coordinates, (height, width))):
+        size = (2 * footprint).float().expand(len(coordinates), 2)
+
+        def say(at: int, corner: Corner) -> Tensor:
             texture = self._texture(maps, corner, footprint)
-            size = (2 * footprint).float().expand(len(coordinates), 2)
             decoded = self.pixel(torch.cat([fused(corner, texture, at), corner.relative, size], dim=-1))
-            if self.texture is not None:
-                decoded = decoded + self.texture(texture)
-            if self.config.input_skip:
-                decoded = decoded + 2 * gather(image, corner.cell)[0] - 1
-            colours = colours + corner.weight[:, None] * decoded
-        return (colours + 1) / 2
+            return decoded if self.texture is None else decoded + self.texture(texture)
+
+        return ensemble(coordinates, image, say, input_skip=self.config.input_skip)
 
     def _texture(self, maps: TextureMaps, corner: Corner, footprint: Tensor) -> Tensor:
         """Amplitude sin(frequency . relative + phase), n texture."""

@@ -3,7 +3,7 @@
 A coordinate is (y, x), from -1 to 1 between the outer edges of a map; the centre of pixel i of n lies at -1 + (2 i + 1) / n.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import torch
@@ -92,10 +92,28 @@ def gather(features: Tensor, cells: Tensor) -> Tensor:
     return features.flatten(2)[..., cells].transpose(1, 2)
 
 
-def mlp(width: int, hidden: Sequence[int], out: int) -> nn.Sequential:
-    """Linear layers with ReLU between them, from `width` through `hidden` to `out`."""
+def ensemble(places: Tensor, image: Tensor, say: Callable[[int, Corner], Tensor], *, input_skip: bool) -> Tensor:
+    """Colours n 3 on the scale [0, 1] at places n 2 of an image 1 3 h w: what each corner says, weighed; unclamped.
+
+    say: centred colours n 3 of a corner, given its number too. input_skip: add the image's own, which gives bilinear interpolation.
+    """
+    colours = places.new_zeros(len(places), 3, dtype=torch.float32)
+    for number, corner in enumerate(corners(places, (image.shape[-2], image.shape[-1]))):
+        said = say(number, corner)
+        if input_skip:
+            said = said + 2 * gather(image, corner.cell)[0] - 1
+        colours = colours + corner.weight[:, None] * said
+    return (colours + 1) / 2
+
+
+def mlp(width: int, hidden: Sequence[int], out: int, *, silent: bool = False) -> nn.Sequential:
+    """Linear layers with ReLU between them, from `width` through `hidden` to `out`; silent: it begins by giving zero."""
     sizes = [width, *hidden]
     layers: list[nn.Module] = []
     for before, after in zip(sizes, hidden, strict=False):
         layers += [nn.Linear(before, after), nn.ReLU()]
-    return nn.Sequential(*layers, nn.Linear(sizes[-1], out))
+    last = nn.Linear(sizes[-1], out)
+    if silent:
+        nn.init.zeros_(last.weight)
+        nn.init.zeros_(last.bias)
+    return nn.Sequential(*layers, last)
