@@ -22,9 +22,11 @@ from pathorestore.functional.noise import NoiseField
 from pathorestore.image import from_uint8
 from pathorestore.pipelines.batch import Job
 from pathorestore.pipelines.mop import MoPRestorer
-from pathorestore.slide.restore import RestoreSlide, SlideOptions
+from pathorestore.slide.restore import RestoreSlide
+from pathorestore.slide.restoring import Restoring
 from pathorestore.slide.room import peak_mib
 from pathorestore.slide.source import open_slide
+from pathorestore.slide.work import SlideOptions
 
 SLIDE_PX = int(os.environ.get("PATHORESTORE_BENCH_SLIDE", "20480"))
 SIDE_PX = int(os.environ.get("PATHORESTORE_BENCH_SIDE", "1024"))
@@ -52,7 +54,7 @@ def work(system: object, **wishes: object) -> RestoreSlide:
     """The work of the engine."""
     options = SlideOptions(**wishes)  # type: ignore[arg-type]
     shared = {"model_id": "benchmark", "weights_sha256": None, "parameters": {}, "clock": lambda: "2026-01-01T00:00:00+00:00"}
-    return RestoreSlide(system=system, options=options, overwrite=True, **shared)  # type: ignore[arg-type]
+    return RestoreSlide(work=Restoring(system=system), options=options, overwrite=True, **shared)  # type: ignore[arg-type]
 
 
 @pytest.fixture(scope="module")
@@ -70,7 +72,7 @@ def test_a_slide_without_a_model(benchmark: BenchmarkFixture, slide: Path) -> No
 def test_the_engine_beside_its_model(taking_turns: TakingTurns, untrained: MoPRestorer, slide: Path) -> None:
     coarse, corner = untrained.coarse_only(), (SLIDE_PX - SIDE_PX) // 2
     engine = work(coarse, region=(corner, corner, SIDE_PX, SIDE_PX))
-    plan = engine._plan(engine._open(slide))
+    plan = Restoring(system=coarse).run(engine._open(slide), engine.options).plan
     image = from_uint8(open_slide(slide).read(corner, corner, SIDE_PX, SIDE_PX))
     tiles = [image[..., y : y + 256, x : x + 256].contiguous() for y in plan.rows.starts_px for x in plan.columns.starts_px]
     assert plan.mask.all()

@@ -20,7 +20,8 @@ if TYPE_CHECKING:
     from pathorestore.pipelines.assemble import ReadyRestorer, RestoreOptions
     from pathorestore.pipelines.batch import Job
     from pathorestore.pipelines.trust import RiskMap
-    from pathorestore.slide.restore import SlideEstimate, SlideOptions, Status
+    from pathorestore.slide.restore import SlideEstimate, Status
+    from pathorestore.slide.work import SlideOptions
 
 _MIB = 2**20
 Bar = Callable[..., None]
@@ -119,6 +120,7 @@ def _work(
     from pathorestore.pipelines.image_file import DEFAULT_MAX_PIXELS
     from pathorestore.pipelines.restore_file import RestoreFile
     from pathorestore.slide.restore import RestoreSlide
+    from pathorestore.slide.restoring import Restoring
     from pathorestore.slide.source import SLIDE_MAX_PIXELS
 
     slide_options = _slide_options(arguments, SLIDE_MAX_PIXELS)
@@ -141,9 +143,7 @@ def _work(
     )
     told = _json_lines if arguments.json_progress else _bars(bar)
     slide = RestoreSlide(
-        system=ready.system,
-        device=ready.device,
-        precision=ready.precision,
+        work=Restoring(system=ready.system, device=ready.device, precision=ready.precision, seed=options.seed),
         options=slide_options,
         on_status=told,
         stop=lambda: stop.asked,
@@ -182,7 +182,7 @@ def restore_options(arguments: "Namespace") -> "RestoreOptions":
 
 
 def _slide_options(arguments: "Namespace", max_pixels: int) -> "SlideOptions":
-    from pathorestore.slide.restore import SlideOptions
+    from pathorestore.slide.work import SlideOptions
 
     return SlideOptions(
         tile_px=arguments.tile,

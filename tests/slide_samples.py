@@ -10,7 +10,9 @@ import tifffile
 import torch
 
 from pathorestore.pipelines.batch import Done, Job
-from pathorestore.slide.restore import RestoreSlide, SlideOptions
+from pathorestore.slide.restore import RestoreSlide
+from pathorestore.slide.restoring import Restoring
+from pathorestore.slide.work import SlideOptions
 
 CLOCK = "2026-01-01T00:00:00+00:00"
 Seen = namedtuple("Seen", "mean")
@@ -82,7 +84,9 @@ def slide_work(
 ) -> RestoreSlide:
     """The work of the slide engine, by default the identity without loss. wishes: changed options."""
     settings: dict[str, Any] = {"model_id": "test", "weights_sha256": None, "parameters": {}, "clock": lambda: CLOCK} | fields
-    return RestoreSlide(system=restorer or Identity(), options=replace(options, **(wishes or {})), **settings)
+    computing = {name: settings.pop(name) for name in ("device", "precision") if name in settings} | {"seed": settings.get("seed", 0)}
+    work = Restoring(system=restorer or Identity(), **computing)
+    return RestoreSlide(work=work, options=replace(options, **(wishes or {})), **settings)
 
 
 def run_slide(source: Path, target: Path, restorer: Any = None, **changes: Any) -> Done:

@@ -1,12 +1,14 @@
 """Coordinates on maps, and the four cells around a query."""
 
+import math
+
 import pytest
 import torch
 import torch.nn.functional as F
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pathorestore.nn.implicit import centres, corners, gather, grid, mlp
+from pathorestore.nn.implicit import bicubic, centres, check_skip, corners, gather, grid, mlp
 
 SIDES = st.integers(1, 9)
 
@@ -67,6 +69,31 @@ def test_queries_of_a_wide_slide_are_told_apart():
     places = torch.stack([torch.zeros(3, dtype=torch.float64), centres(4 * count)[400_001:400_004]], dim=1)
     relative = corners(places, (1, count))[0].relative[:, 1]
     assert torch.allclose(relative.diff().remainder(2), torch.tensor(0.5), atol=1e-4)
+
+
+@given(height=st.integers(4, 12), width=st.integers(4, 12), scale=st.floats(1, 5))
+def test_bicubic_is_the_interpolation_of_pytorch_and_pillow(height, width, scale):
+    """Two pixels from the edges, where both leave weights out and we go on with the edge."""
+    image = torch.rand(1, 2, height, width, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    size = (round(height * scale), round(width * scale))
+    theirs = F.interpolate(image, size=size, mode="bicubic", antialias=True, align_corners=False)
+    ours = bicubic(image, grid(*size)).T.reshape(1, 2, *size)
+    inner = [
+        slice(math.ceil(2 * out / length), out - math.ceil(2 * out / length)) for length, out in zip((height, width), size, strict=True)
+    ]
+    assert torch.allclose(ours[..., inner[0], inner[1]], theirs[..., inner[0], inner[1]], atol=1e-6)
+
+
+def test_bicubic_draws_quadratics_as_they_are_and_pixels_at_their_centres():
+    x = centres(9)
+    image = (0.3 + 0.2 * x - 0.4 * x**2).expand(1, 1, 7, 9)
+    places = torch.tensor([[0.0, at] for at in torch.linspace(-0.6, 0.6, 31).tolist()], dtype=torch.float64)
+    at = places[:, 1]
+    assert torch.allclose(bicubic(image, places)[:, 0], 0.3 + 0.2 * at - 0.4 * at**2, atol=1e-12)
+    noise = torch.rand(1, 3, 5, 6, dtype=torch.float64)
+    assert torch.allclose(bicubic(noise, grid(5, 6)).T.reshape(3, 5, 6), noise[0], atol=1e-12)
+    with pytest.raises(ValueError, match="none, bilinear, bicubic"):
+        check_skip("nearest")
 
 
 def test_an_mlp_has_its_layers():

@@ -1,6 +1,7 @@
 """The texture decoder: what it is made of, and that no way of computing it changes what it gives."""
 
 from dataclasses import replace
+from typing import get_args
 
 import pytest
 import torch
@@ -9,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from pathorestore.models.iste import Search, TextureDecoder, TextureDecoderConfig, rendering_footprint
-from pathorestore.nn.implicit import Lattice, corners, gather, grid
+from pathorestore.nn.implicit import Lattice, Skip, bicubic, corners, gather, grid
 
 SMALL = TextureDecoderConfig(features=8, texture=12, hidden=(10,), heads=2)
 
@@ -83,22 +84,25 @@ def test_the_formula_is_that_of_the_paper():
     assert torch.allclose(network(features, image, places[None], footprint)[0], (total + 1) / 2, atol=1e-5)
 
 
-def test_with_the_skip_it_begins_as_bilinear_interpolation():
-    network, (features, image) = decoder(TextureDecoderConfig.tiny()), field(10, 12, features=32)
-    bilinear = F.interpolate(image, size=(27, 33), mode="bilinear", align_corners=False)
-    assert torch.allclose(render(network, features, image, (27, 33)), bilinear, atol=1e-5)
+def test_with_a_skip_it_begins_as_that_interpolation():
+    features, image = field(10, 12, features=32)
+    begins = {skip: render(decoder(replace(TextureDecoderConfig.tiny(), skip=skip)), features, image, (27, 33)) for skip in get_args(Skip)}
+    assert torch.allclose(begins["bilinear"], F.interpolate(image, size=(27, 33), mode="bilinear", align_corners=False), atol=1e-5)
+    assert torch.allclose(begins["bicubic"].reshape(3, -1).T, bicubic(image, grid(27, 33)), atol=1e-6)
+    assert not torch.allclose(begins["none"], begins["bilinear"], atol=0.1)
 
 
 def test_a_ramp_is_where_it_was():
-    """A bilinear start tells how far a picture is shifted: by less than a twentieth of a pixel."""
+    """A start as interpolation tells how far a picture is shifted: by less than a twentieth of a pixel."""
     ramp = torch.linspace(0.2, 0.8, 77).expand(1, 3, 101, 77).contiguous()
     network = decoder(TextureDecoderConfig.tiny())
     size = (round(101 * 2.7), round(77 * 2.7))
     large = render(network, torch.zeros(1, 32, 101, 77), ramp, size, search=Search(max_keys=100))
-    places = ((torch.arange(size[1]) + 0.5) * 77 / size[1] - 0.5).clamp(0, 76)
+    places = (torch.arange(size[1]) + 0.5) * 77 / size[1] - 0.5
+    inner = (places > 1) & (places < 75)  # nearer to the edges the kernel sees where the ramp ends
     slope = 0.6 / 76
     assert large.shape[-2:] == size == (273, 208)
-    assert (large[0, 0, 100] - (0.2 + slope * places)).abs().max() < 0.05 * slope * 77 / size[1]
+    assert (large[0, 0, 100, inner] - (0.2 + slope * places[inner])).abs().max() < 0.05 * slope * 77 / size[1]
 
 
 def test_scale_one_keeps_the_size_and_beyond_four_the_footprint_stays():

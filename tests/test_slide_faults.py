@@ -11,6 +11,7 @@ import subprocess
 import sys
 import time
 from contextlib import closing
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -20,7 +21,7 @@ from PIL import Image
 
 pytest.importorskip("openslide")
 import tifffile
-from slide_samples import Identity, Lively, files_in, level_pixels, run_slide, slide_work, tissue_pixels, write_slide
+from slide_samples import OPTIONS, Identity, Lively, files_in, level_pixels, run_slide, slide_work, tissue_pixels, write_slide
 
 from pathorestore import cli
 from pathorestore.pipelines import lock
@@ -29,7 +30,9 @@ from pathorestore.pipelines.provenance import read_provenance
 from pathorestore.pipelines.raster import ImageFileError
 from pathorestore.slide import journal, pyramid, restore, room
 from pathorestore.slide.journal import Journal, OtherSettings, sweep
+from pathorestore.slide.restoring import Restoring
 from pathorestore.slide.source import open_slide
+from pathorestore.slide.tiles import Tile
 
 JOURNAL = ".out.tif.pathorestore-journal"
 
@@ -332,11 +335,11 @@ class Hungry(Lively):
 
 
 def test_a_device_without_enough_memory_gets_smaller_batches(tmp_path, slide, monkeypatch):
-    runner = slide_work(hungry := Hungry(2), wishes={"batch_size": 8})._runner(8, lambda _: None)
+    runner = Restoring(system=(hungry := Hungry(2))).runner(replace(OPTIONS, batch_size=8), 8, lambda _: None)
     runner.device = "meta-like"
     monkeypatch.setattr(type(runner), "_computed", _counted_on_cpu)
     pixels = tissue_pixels(64, 64 * 7)
-    tiles = [restore.Tile(0, x, np.ascontiguousarray(pixels[:, x : x + 64])) for x in range(0, 64 * 7, 64)]
+    tiles = [Tile(0, x, np.ascontiguousarray(pixels[:, x : x + 64])) for x in range(0, 64 * 7, 64)]
     results = list(runner.run(0, tiles, []))
     assert hungry.sizes == [7, 4, 2, 2, 2, 1]
     assert all(np.array_equal(result, runner.levels.from_pixels(tile.pixels)) for result, tile in zip(results, tiles, strict=True))

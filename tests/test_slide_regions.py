@@ -3,6 +3,7 @@
 import json
 from dataclasses import replace
 from itertools import pairwise
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -13,6 +14,8 @@ from slide_samples import run_slide, tissue_pixels, write_slide
 from pathorestore.slide.events import Event
 from pathorestore.slide.plan import SlidePlan
 from pathorestore.slide.regions import write_regions
+from pathorestore.slide.restoring import Restoring, RestoringRun
+from pathorestore.slide.work import SlideOptions
 
 
 def _filled(geometry, height, width):
@@ -50,9 +53,16 @@ def test_outlines_that_touch_at_a_corner_stay_apart(tmp_path, empty):
     _check_outlines(tmp_path / "a.geojson", SlidePlan(80, 80, 24, 4, mask), mask)
 
 
+def run_of(plan, stored_tile_px=(64, 64)):
+    """The work that a plan is for."""
+    source = SimpleNamespace(facts=SimpleNamespace(stored_tile_px=stored_tile_px))
+    options = SlideOptions(tile_px=plan.tile_px, overlap_px=plan.overlap_px)
+    return RestoringRun(work=Restoring(system=None), source=source, options=options, plan=plan)
+
+
 def _check_outlines(path, plan, mask):
     height, width = plan.height_px, plan.width_px
-    write_regions(path, plan, [], (64, 64))
+    write_regions(path, run_of(plan), [])
     features = json.loads(path.read_text())["features"]
     assert len(features) == int(mask.any())
     expected = np.zeros((height, width), bool)
@@ -66,7 +76,7 @@ def _check_outlines(path, plan, mask):
 
 def test_events_are_where_they_happened_and_inside_the_slide(tmp_path):
     plan = SlidePlan(100, 90, 64, 16)
-    write_regions(tmp_path / "a.geojson", plan, [Event("unreadable", 64, 64), Event("not finite", 0, 24)], (64, 64))
+    write_regions(tmp_path / "a.geojson", run_of(plan), [Event("unreadable", 64, 64), Event("not finite", 0, 24)])
     _, unreadable, not_finite = json.loads((tmp_path / "a.geojson").read_text())["features"]
     assert unreadable["geometry"]["coordinates"] == [[[64, 64], [90, 64], [90, 100], [64, 100], [64, 64]]]
     assert not_finite["geometry"]["coordinates"] == [[[24, 0], [88, 0], [88, 64], [24, 64], [24, 0]]]

@@ -15,14 +15,14 @@ from pathorestore.models.implicit_decoders import ImplicitDecoderConfig, LIIFDec
 from pathorestore.models.iste import TextureDecoder, TextureDecoderConfig
 from pathorestore.models.swinir import SwinIR, SwinIRConfig
 from pathorestore.training import UpscaleStage
-from pathorestore.training.upscale_stage import reduced
+from pathorestore.training.upscale_stage import ScaleSampling, reduced
 
 
-def stage(**options):
+def stage(seed=0, **sampling):
     torch.manual_seed(0)
     encoder = SwinIR(SwinIRConfig(embed=12, blocks=(1,), heads=2, window=4, features=8))
-    decoder = TextureDecoder(TextureDecoderConfig(features=8, texture=12, hidden=(16,), heads=2, input_skip=True))
-    return UpscaleStage(encoder, decoder, **{"small_px": 12, "points": 60} | options)
+    decoder = TextureDecoder(TextureDecoderConfig(features=8, texture=12, hidden=(16,), heads=2, skip="bilinear"))
+    return UpscaleStage(encoder, decoder, sampling=ScaleSampling(**{"small_px": 12, "points": 60} | sampling), seed=seed)
 
 
 def batch(size=48, keys=(3, 4), seed=0):
@@ -49,6 +49,29 @@ def test_nothing_is_done_at_scale_one_and_nothing_is_enlarged():
     assert torch.equal(blur_then_resize(image, (9, 9)), image)
     with pytest.raises(ValueError, match="to the larger"):
         blur_then_resize(image, (10, 9))
+
+
+def test_the_blur_is_a_share_of_the_papers_and_may_be_left_out():
+    image = torch.rand(1, 3, 24, 24, generator=torch.Generator().manual_seed(0))
+    assert torch.equal(blur_then_resize(image, (8, 8), blur=0), resized(image, (8, 8)))
+    assert torch.equal(blur_then_resize(image, (8, 8), blur=0.5), resized(gaussian_blur(image, sigma_px=0.5), (8, 8)))
+    with pytest.raises(ValueError, match="blur must not be negative"):
+        blur_then_resize(image, (8, 8), blur=-0.1)
+
+
+def test_each_image_is_blurred_by_its_own_share():
+    """Noise loses contrast by blur: between the bounds the samples' contrast is between those of the bounds."""
+
+    def contrast(blur):
+        return stage(blur=blur, largest_scale=4.0).samples(batch(keys=range(30)))[0].std(dim=(1, 2, 3))
+
+    none, some, all_of_it = contrast((0.0, 0.0)), contrast((0.0, 1.0)), contrast((1.0, 1.0))
+    assert bool(((all_of_it <= some) & (some <= none)).all())
+    share = ((none - some) / (none - all_of_it)).nan_to_num(0.5)
+    assert share.min() < 0.2
+    assert share.max() > 0.8
+    with pytest.raises(ValueError, match="least and most"):
+        stage(blur=(1.0, 0.5))
 
 
 def test_the_colours_are_those_of_the_sharp_pixels_at_the_points():
@@ -102,7 +125,7 @@ def test_validation_shows_whole_small_pixels_only():
 @pytest.mark.parametrize("kind", [LIIFDecoder, LTEDecoder])
 def test_the_decoders_it_is_compared_with_learn_in_the_same_stage(kind):
     network = stage()
-    other = UpscaleStage(network.encoder, kind(ImplicitDecoderConfig(features=8, hidden=(9,), texture=6)), small_px=12, points=60)
+    other = UpscaleStage(network.encoder, kind(ImplicitDecoderConfig(features=8, hidden=(9,), texture=6)), sampling=network.sampling)
     small, places, footprint, colours = other.samples(batch())
     (other.decoder(other.encoder(small), small, places, footprint) - colours).abs().mean().backward()
     assert all(parameter.grad is not None for parameter in other.decoder.parameters())

@@ -9,18 +9,18 @@ from torch import Tensor, nn
 
 from pathorestore.hub import Pretrained
 from pathorestore.models.iste import Search
-from pathorestore.nn.implicit import Corner, Lattice, ensemble, gather, mlp
+from pathorestore.nn.implicit import Corner, Lattice, Skip, check_skip, ensemble, gather, mlp
 
 
 class LocalEnsemble(nn.Module, ABC):
     """Colours at any coordinates as the weighed sum of what the four cells around them say; colours are on the scale [0, 1], unclamped.
 
-    Subclasses make `maps` of the features and `say` what a corner's cells mean. input_skip: add the bilinear image.
+    Subclasses make `maps` of the features and `say` what a corner's cells mean. skip: the interpolated image that is added.
     """
 
-    def __init__(self, *, input_skip: bool):
+    def __init__(self, *, skip: Skip):
         super().__init__()
-        self.input_skip = input_skip
+        self.skip = skip
 
     @abstractmethod
     def maps(self, features: Tensor) -> Tensor:
@@ -52,29 +52,30 @@ class LocalEnsemble(nn.Module, ABC):
         def say(_: int, corner: Corner) -> Tensor:
             return self.say(gather(maps, corner.cell)[0], corner, size)
 
-        return ensemble(places, image, say, input_skip=self.input_skip)
+        return ensemble(places, image, say, skip=self.skip)
 
 
 @dataclass(frozen=True, kw_only=True)
 class ImplicitDecoderConfig:
     """Sizes of a `LIIFDecoder` or `LTEDecoder`.
 
-    features: of the encoder; hidden: of the MLP; texture: coefficients of LTE, an even number; input_skip: add the bilinear image.
+    features: of the encoder; hidden: of the MLP; texture: coefficients of LTE, an even number; skip: the interpolated image that is added.
     """
 
     features: int = 64
     hidden: tuple[int, ...] = (256, 256, 256, 256)
     texture: int = 256
-    input_skip: bool = False
+    skip: Skip = "none"
 
     def __post_init__(self) -> None:
         if min(self.features, self.texture, *self.hidden) < 1 or self.texture % 2:
             raise ValueError(f"sizes must be at least 1 and texture even; got {self}")
+        check_skip(self.skip)
 
     @classmethod
     def tiny(cls) -> "ImplicitDecoderConfig":
         """Of the size of `TextureDecoderConfig.tiny()`, about."""
-        return cls(features=32, hidden=(128, 128, 128), texture=64, input_skip=True)
+        return cls(features=32, hidden=(128, 128, 128), texture=64, skip="bicubic")
 
 
 class LIIFDecoder(LocalEnsemble, Pretrained):
@@ -84,9 +85,9 @@ class LIIFDecoder(LocalEnsemble, Pretrained):
     """
 
     def __init__(self, config: ImplicitDecoderConfig):
-        super().__init__(input_skip=config.input_skip)
+        super().__init__(skip=config.skip)
         self.config = config
-        self.mlp = mlp(9 * config.features + 4, config.hidden, 3, silent=config.input_skip)
+        self.mlp = mlp(9 * config.features + 4, config.hidden, 3, silent=config.skip != "none")
 
     def maps(self, features: Tensor) -> Tensor:
         """The features of each cell and its eight neighbours, zero beyond the edges."""
@@ -99,16 +100,16 @@ class LIIFDecoder(LocalEnsemble, Pretrained):
 class LTEDecoder(LocalEnsemble, Pretrained):
     """An MLP over amplitudes times cosines and sines of learned frequencies at the query's place, their phase given by the pixel's size.
 
-    Source: Lee & Jin, Local texture estimator for implicit representation function, CVPR 2022, eq. 5 to 8. Its image skip is `input_skip`.
+    Source: Lee & Jin, Local texture estimator for implicit representation function, CVPR 2022, eq. 5 to 8. Its own skip is bilinear.
     """
 
     def __init__(self, config: ImplicitDecoderConfig):
-        super().__init__(input_skip=config.input_skip)
+        super().__init__(skip=config.skip)
         self.config = config
         self.amplitude = nn.Conv2d(config.features, config.texture, 3, padding=1)
         self.frequency = nn.Conv2d(config.features, config.texture, 3, padding=1)
         self.phase = nn.Linear(2, config.texture // 2, bias=False)
-        self.mlp = mlp(config.texture, config.hidden, 3, silent=config.input_skip)
+        self.mlp = mlp(config.texture, config.hidden, 3, silent=config.skip != "none")
 
     def maps(self, features: Tensor) -> Tensor:
         """Amplitudes, then the frequencies along y, then those along x."""

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from pathorestore.hub import Pretrained
-from pathorestore.nn.implicit import Corner, Lattice, corners, ensemble, gather, mlp
+from pathorestore.nn.implicit import Corner, Lattice, Skip, check_skip, corners, ensemble, gather, mlp
 from pathorestore.nn.local_interaction import LocalFeatureInteractor
 from pathorestore.nn.texture_fusion import TextureFusion, differentiable_similarity, sampled_similarity, smallest_stride, strided_index
 
@@ -43,7 +43,7 @@ class TextureDecoderConfig:
     """Sizes of a `TextureDecoder`. features: of the encoder; texture: channels of amplitude and frequencies; hidden: of both decoders.
 
     interact, fuse, decode_texture: local feature interactor, self-texture fusion and local texture decoder, of which the paper's ablation
-    leaves out one. input_skip: add the bilinear image, so that the decoder begins as that; not in the paper.
+    leaves out one. skip: the interpolated image that is added, so that the decoder begins as that; the paper has none.
     """
 
     features: int = 64
@@ -53,16 +53,17 @@ class TextureDecoderConfig:
     interact: bool = True
     fuse: bool = True
     decode_texture: bool = True
-    input_skip: bool = False
+    skip: Skip = "none"
 
     def __post_init__(self) -> None:
         if min(self.features, self.texture, self.heads, *self.hidden) < 1 or self.features % self.heads:
             raise ValueError(f"sizes must be at least 1 and heads divide features; got {self}")
+        check_skip(self.skip)
 
     @classmethod
     def tiny(cls) -> "TextureDecoderConfig":
-        """For laptops; begins as bilinear interpolation."""
-        return cls(features=32, texture=64, hidden=(64, 64), heads=4, input_skip=True)
+        """For laptops; begins as bicubic interpolation."""
+        return cls(features=32, texture=64, hidden=(64, 64), heads=4, skip="bicubic")
 
     @classmethod
     def paper(cls) -> "TextureDecoderConfig":
@@ -100,9 +101,9 @@ class TextureDecoder(nn.Module, Pretrained):
         )
         self.phase = nn.Linear(2, width, bias=False)
         self.fusion = TextureFusion(width) if config.fuse else None
-        # beside the image they begin silent, so that the whole begins as bilinear interpolation
-        self.pixel = mlp(width + 4, config.hidden, 3, silent=config.input_skip)
-        self.texture = mlp(width, config.hidden, 3, silent=config.input_skip) if config.decode_texture else None
+        # beside the image they begin silent, so that the whole begins as its interpolation
+        self.pixel = mlp(width + 4, config.hidden, 3, silent=config.skip != "none")
+        self.texture = mlp(width, config.hidden, 3, silent=config.skip != "none") if config.decode_texture else None
 
     def maps(self, features: Tensor) -> TextureMaps:
         """The maps of features b c h w."""
@@ -138,7 +139,7 @@ class TextureDecoder(nn.Module, Pretrained):
             decoded = self.pixel(torch.cat([fused(corner, texture, at), corner.relative, size], dim=-1))
             return decoded if self.texture is None else decoded + self.texture(texture)
 
-        return ensemble(coordinates, image, say, input_skip=self.config.input_skip)
+        return ensemble(coordinates, image, say, skip=self.config.skip)
 
     def _texture(self, maps: TextureMaps, corner: Corner, footprint: Tensor) -> Tensor:
         """Amplitude sin(frequency . relative + phase), n texture."""

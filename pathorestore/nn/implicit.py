@@ -4,7 +4,7 @@ A coordinate is (y, x), from -1 to 1 between the outer edges of a map; the centr
 """
 
 from collections.abc import Callable, Sequence
-from typing import NamedTuple
+from typing import Literal, NamedTuple, get_args
 
 import torch
 from torch import Tensor, nn
@@ -12,6 +12,10 @@ from torch import Tensor, nn
 _SIDES = ((0, 0), (0, 1), (1, 0), (1, 1))
 _NUDGE = 1e-6  # off the borders between cells, where rounding would decide
 _LEAST = 1e-9
+_SHARPNESS = -0.5  # of Keys' kernel: with it, quadratic images are drawn as they are
+
+Skip = Literal["none", "bilinear", "bicubic"]
+"""The interpolation that a decoder adds its colours to."""
 
 
 class Corner(NamedTuple):
@@ -92,15 +96,43 @@ def gather(features: Tensor, cells: Tensor) -> Tensor:
     return features.flatten(2)[..., cells].transpose(1, 2)
 
 
-def ensemble(places: Tensor, image: Tensor, say: Callable[[int, Corner], Tensor], *, input_skip: bool) -> Tensor:
+def check_skip(skip: str) -> None:
+    """Raise ValueError for a name that is no `Skip`."""
+    if skip not in get_args(Skip):
+        raise ValueError(f"skip must be one of {', '.join(get_args(Skip))}; got {skip!r}")
+
+
+def bicubic(image: Tensor, places: Tensor) -> Tensor:
+    """The colours n c that an image 1 c h w has at places n 2, by bicubic interpolation; its edges go on beyond it.
+
+    Source: Keys, Cubic convolution interpolation for digital image processing, IEEE TASSP 1981, eq. 15: a = -1/2, as Pillow has it.
+    """
+    height, width = image.shape[-2:]
+    (rows, down), (columns, right) = (_four(places[:, axis].double(), size) for axis, size in ((0, height), (1, width)))
+    cells = (rows[:, :, None] * width + columns[:, None, :]).flatten(1)
+    weights = (down[:, :, None] * right[:, None, :]).flatten(1).to(image.dtype)
+    return (image[0].flatten(1)[:, cells] * weights).sum(dim=-1).T
+
+
+def _four(places: Tensor, count: int) -> tuple[Tensor, Tensor]:
+    """The four pixels around each place n on an axis of so many, and their weights, n 4 each."""
+    at = (places + 1) / 2 * count - 0.5
+    index = at.floor()[:, None] + torch.arange(-1, 3, device=places.device)
+    far, a = (at[:, None] - index).abs(), _SHARPNESS
+    near = ((a + 2) * far - (a + 3)) * far**2 + 1
+    beyond = ((far - 5) * far + 8) * far * a - 4 * a
+    return index.clamp(0, count - 1).long(), torch.where(far <= 1, near, beyond)
+
+
+def ensemble(places: Tensor, image: Tensor, say: Callable[[int, Corner], Tensor], *, skip: Skip) -> Tensor:
     """Colours n 3 on the scale [0, 1] at places n 2 of an image 1 3 h w: what each corner says, weighed; unclamped.
 
-    say: centred colours n 3 of a corner, given its number too. input_skip: add the image's own, which gives bilinear interpolation.
+    say: centred colours n 3 of a corner, given its number too. skip: the interpolated image that they are added to.
     """
-    colours = places.new_zeros(len(places), 3, dtype=torch.float32)
+    colours = 2 * bicubic(image, places) - 1 if skip == "bicubic" else places.new_zeros(len(places), 3, dtype=torch.float32)
     for number, corner in enumerate(corners(places, (image.shape[-2], image.shape[-1]))):
         said = say(number, corner)
-        if input_skip:
+        if skip == "bilinear":
             said = said + 2 * gather(image, corner.cell)[0] - 1
         colours = colours + corner.weight[:, None] * said
     return (colours + 1) / 2

@@ -8,33 +8,29 @@ from numpy.typing import NDArray
 
 from pathorestore.pipelines.geojson import Corner, feature, ring, write_features
 from pathorestore.slide.events import Event
-from pathorestore.slide.plan import SlidePlan
+from pathorestore.slide.work import SlideRun
 
 _COLOURS = {"restored": (46, 125, 50), "unreadable": (198, 40, 40), "not finite": (239, 108, 0), "single precision": (106, 27, 154)}
 _OTHER = (97, 97, 97)
 
 
-def write_regions(path: Path, plan: SlidePlan, events: Sequence[Event], event_px: tuple[int, int]) -> None:
-    """Write the restored part of a slide and every event as features, in pixels of the largest level.
-
-    event_px: height and width of what an event "unreadable" is about; the others are about tiles of the plan.
-    """
-    features = [feature("restored", "MultiPolygon", list(_restored(plan)), _COLOURS["restored"])]
+def write_regions(path: Path, run: SlideRun, events: Sequence[Event]) -> None:
+    """Write the restored part of a slide and every event as features, in pixels of the output's largest level."""
+    features = [feature("restored", "MultiPolygon", list(_restored(run)), _COLOURS["restored"])]
     for event in events:
-        height, width = event_px if event.kind == "unreadable" else (plan.tile_px, plan.tile_px)
-        bottom, right = min(event.y_px + height, plan.height_px), min(event.x_px + width, plan.width_px)
-        outline = ring((event.y_px, event.x_px), (bottom, right))
+        first, (bottom, right) = run.box(event)
+        outline = ring(first, (min(bottom, run.height_px), min(right, run.width_px)))
         features.append(feature(event.kind, "Polygon", [outline], _COLOURS.get(event.kind, _OTHER)))
     write_features(path, features)
 
 
-def _restored(plan: SlidePlan) -> Iterator[list[list[list[int]]]]:
-    """The active tiles as polygons that do not overlap, holes included: those of cells between the starts of tiles."""
-    rows, columns = ([*axis.starts_px, length] for axis, length in ((plan.rows, plan.height_px), (plan.columns, plan.width_px)))
+def _restored(run: SlideRun) -> Iterator[list[list[list[int]]]]:
+    """The active tiles as polygons that do not overlap, holes included: those of the cells."""
+    rows, columns, mask = run.cells
     outer: list[tuple[list[Corner], list[list[int]]]] = []
     holes: list[tuple[list[Corner], list[list[int]]]] = []
-    for loop in _outlines(plan.mask):
-        ring = [[min(columns[x], plan.width_px), min(rows[y], plan.height_px)] for y, x in [*loop, loop[0]]]
+    for loop in _outlines(mask):
+        ring = [[min(columns[x], run.width_px), min(rows[y], run.height_px)] for y, x in [*loop, loop[0]]]
         (outer if _area(loop) > 0 else holes).append((loop, ring))
     for loop, ring in outer:
         yield [ring, *(inner for hole, inner in holes if _inside(hole, loop))]

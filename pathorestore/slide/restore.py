@@ -1,34 +1,30 @@
 """One slide restored into one pyramid: planned, streamed, kept row by row, written whole."""
 
-import hashlib
 import json
 from collections import deque
 from collections.abc import Callable, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from time import perf_counter
 from typing import Any, Literal, NamedTuple
-
-import numpy as np
 
 from pathorestore.atomic import write_atomic
 from pathorestore.pipelines.batch import Done, Job, PlanError
 from pathorestore.pipelines.image_file import check_target
 from pathorestore.pipelines.provenance import Parameter, Provenance
 from pathorestore.pipelines.raster import ImageFileError
-from pathorestore.pipelines.restorer import StagedRestorer
 from pathorestore.slide.codec import TileCodec
 from pathorestore.slide.events import BAD_KINDS, EVENT_NOTES, Event, counted
 from pathorestore.slide.journal import Journal, OtherSettings
-from pathorestore.slide.plan import OUT_TILE_PX, SlidePlan, active_tiles, glass_colour
+from pathorestore.slide.plan import OUT_TILE_PX
 from pathorestore.slide.pyramid import Pyramid, build_levels, cut_tiles, write_pyramid
 from pathorestore.slide.regions import write_regions
-from pathorestore.slide.room import check_room, journal_path, memory_bytes, output_bytes, peak_mib, short
+from pathorestore.slide.room import check_room, journal_path, output_bytes, peak_mib, short
 from pathorestore.slide.rows import Levels, Pixels
-from pathorestore.slide.source import LEAST_MPP, MOST_MPP, SLIDE_MAX_PIXELS, Region, SlideSource, content_sha256, open_slide, read_rows
-from pathorestore.slide.stream import SourceStream, StageStream
-from pathorestore.slide.tiles import OnBad, Tile, TileRunner
+from pathorestore.slide.source import Region, SlideSource, content_sha256, open_slide, read_rows
+from pathorestore.slide.stream import SourceStream, Stream
+from pathorestore.slide.work import Hearing, SlideOptions, SlideRun, SlideWork
 from pathorestore.version import __version__
 
 
@@ -39,42 +35,6 @@ class Status(NamedTuple):
     done: int
     total: int
     peak_mib: int
-
-
-@dataclass(frozen=True, kw_only=True)
-class SlideOptions:
-    """Wishes for a slide; the names in messages are those of the command line.
-
-    tile_px, overlap_px: of the model's tiles. batch_size: tiles per pass on an accelerator. format: "tiff" or "ome-tiff". compression:
-    "auto", "jpeg" or "deflate". quality: of JPEG. mpp: side of a pixel where the slide does not tell it. region: x, y, width, height in
-    pixels of the largest level. all_tiles: glass too. on_bad_tile: "fail", or "pass" what cannot be decoded or restored on, marked in the
-    record. resume: go on where an earlier run with the same settings stopped. work_dir: for the journal; it must be a local disk. regions:
-    write NAME.geojson too. encoders: threads that compress.
-    """
-
-    tile_px: int = 256
-    overlap_px: int = 32
-    batch_size: int = 8
-    format: str = "tiff"
-    compression: str = "auto"
-    quality: int = 90
-    mpp: float | None = None
-    region: tuple[int, int, int, int] | None = None
-    all_tiles: bool = False
-    on_bad_tile: OnBad = "fail"
-    resume: bool = True
-    work_dir: Path | None = None
-    regions: bool = False
-    max_pixels: int = SLIDE_MAX_PIXELS
-    encoders: int = 2
-
-    def __post_init__(self) -> None:
-        if self.mpp is not None and not LEAST_MPP <= self.mpp <= MOST_MPP:
-            raise ValueError(f"--mpp {self.mpp} must lie in {LEAST_MPP}..{MOST_MPP} um; slides at 40x have about 0.25")
-        if not 1 <= self.quality <= 100:
-            raise ValueError(f"--quality {self.quality} must lie in 1..100")
-        if self.batch_size < 1:
-            raise ValueError(f"--batch {self.batch_size} must be at least 1")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -94,18 +54,16 @@ class SlideEstimate:
 class RestoreSlide:
     """The work of `run_batch` on slides: restores the input of a job into a pyramid, resumably, in memory that knows no height.
 
-    system: the restorer, on `device`. parameters: what the record says of how it computes. on_status: hears of progress. stop: asked after
-    each row of output tiles; true ends the run with KeyboardInterrupt, all finished rows being kept.
+    work: what is done to them. parameters: what the record says of how it computes. seed: of its noise. on_status: hears of progress. stop:
+    asked after each row of output tiles; true ends the run with KeyboardInterrupt, all finished rows being kept.
     """
 
-    system: StagedRestorer
+    work: SlideWork
     model_id: str
     weights_sha256: str | None
     parameters: Mapping[str, Parameter]
     clock: Callable[[], str]
     options: SlideOptions
-    device: str = "cpu"
-    precision: str = "fp32"
     seed: int = 0
     overwrite: bool = False
     on_status: Callable[[Status], None] = lambda _: None
@@ -127,30 +85,23 @@ class RestoreSlide:
         """What the slide at a path will take; nothing is restored."""
         source = self._open(path)
         try:
-            plan = self._plan(source)
+            run = self._run(path, source)
             codec = TileCodec.choose(self.options.compression, source.facts.bit_depth, self.options.quality)
             return SlideEstimate(
-                width_px=plan.width_px,
-                height_px=plan.height_px,
-                mpp=self.options.mpp or source.facts.mpp,
-                tiles=int(plan.mask.sum()) * len(self.system.stages),
-                all_tiles=plan.mask.size * len(self.system.stages),
-                output_bytes=output_bytes(plan, codec, source),
-                memory_bytes=memory_bytes(plan, source, stages=len(self.system.stages)),
+                width_px=run.width_px,
+                height_px=run.height_px,
+                mpp=run.mpp,
+                tiles=run.passes(),
+                all_tiles=run.all_passes,
+                output_bytes=_output_bytes(run, codec, source),
+                memory_bytes=run.memory_bytes,
             )
         finally:
             source.close()
 
     def seconds_per_tile(self) -> float:
         """How long a pass of a tile through a stage takes here, by doing it."""
-        runner = self._runner(8, lambda _: None)
-        tile = Tile(0, 0, np.full((self.options.tile_px, self.options.tile_px, 3), 200, np.uint8))
-        for _ in range(2):  # the first is slower
-            start = perf_counter()
-            current: list[Pixels] = []
-            for stage in range(runner.stages):
-                current = list(runner.run(stage, [tile], current))
-        return (perf_counter() - start) / runner.stages
+        return self.work.seconds_per_pass(self.options)
 
     def _open(self, path: Path) -> SlideSource:
         source = open_slide(path, max_pixels=self.options.max_pixels)
@@ -162,20 +113,19 @@ class RestoreSlide:
             source.close()
             raise PlanError(f"{path}: {error}") from None
 
-    def _plan(self, source: SlideSource) -> SlidePlan:
-        facts, options = source.facts, self.options
-        plan = SlidePlan(facts.height_px, facts.width_px, options.tile_px, options.overlap_px)
-        overview = None if options.all_tiles else source.overview()
-        glass = None if overview is None else glass_colour(overview.whole)
-        return plan if overview is None or glass is None else replace(plan, active=active_tiles(plan, overview.part, glass))
+    def _run(self, path: Path, source: SlideSource) -> SlideRun:
+        try:
+            return self.work.run(source, self.options)
+        except PlanError as error:
+            raise PlanError(f"{path}: {error}") from None
 
     def _restore(self, job: Job, source: SlideSource, start: float) -> Done:
         codec = TileCodec.choose(self.options.compression, source.facts.bit_depth, self.options.quality)
-        plan = self._plan(source)
+        run = self._run(job.input, source)
         kept_at = journal_path(job.output, self.options.work_dir)
-        check_room(job.output.parent, kept_at, output_bytes(plan, codec, source))
+        check_room(job.output.parent, kept_at, _output_bytes(run, codec, source))
         digest = content_sha256(job.input)
-        parameters = self._parameters(plan, source, codec)
+        parameters = self._parameters(run, source, codec)
         # rows that are kept already had no bad tile, so another wish about those does not concern them
         same = {name: value for name, value in parameters.items() if name != "on_bad_tile"}
         of_model = {"version": __version__, "model": self.model_id, "weights": self.weights_sha256, "seed": self.seed}
@@ -184,7 +134,7 @@ class RestoreSlide:
             check_target(job.output, job.input, overwrite=self.overwrite)  # whoever had the lock before may have written it
             self._check_events(journal)
             created = journal.remember("created_utc", self.clock())
-            self._fill(journal, plan, source, codec)
+            self._fill(journal, run, source, codec)
             provenance = Provenance(
                 version=__version__,
                 model_id=self.model_id,
@@ -192,12 +142,13 @@ class RestoreSlide:
                 seed=self.seed,
                 parameters=parameters | {event.replace(" ", "_"): count for event, count in counted(journal.events).items()},
                 input_sha256=digest,
-                pixel_um=self.options.mpp or source.facts.mpp,
+                pixel_um=run.mpp,
                 created_utc=None,
+                notice=self.work.notice,
             )
             pyramid = Pyramid(
-                width_px=plan.width_px,
-                height_px=plan.height_px,
+                width_px=run.width_px,
+                height_px=run.height_px,
                 dtype=source.facts.dtype,
                 mpp=provenance.pixel_um,
                 icc=source.facts.icc,
@@ -211,7 +162,7 @@ class RestoreSlide:
             # first what lies beside the slide: whoever sees the slide has the record
             self._write_record(job.output, provenance, created, events, perf_counter() - start)
             if self.options.regions:
-                write_regions(job.output.with_name(f"{short(job.output.name)}.geojson"), plan, events, source.facts.stored_tile_px)
+                write_regions(job.output.with_name(f"{short(job.output.name)}.geojson"), run, events)
             self.on_status(Status("write", 0, 1, peak_mib()))
             write_pyramid(journal, pyramid, job.output, overwrite=self.overwrite)
             self.on_status(Status("write", 1, 1, peak_mib()))
@@ -223,25 +174,25 @@ class RestoreSlide:
         if not provenance.pixel_um:
             notes.append("the slide does not say how large a pixel is, so neither does the output; --mpp would")
         notes += [EVENT_NOTES[kind].format(count) for kind, count in counted(events).items()]
-        return Done(megapixels=plan.width_px * plan.height_px / 1e6, notes=tuple(notes))
+        return Done(megapixels=source.facts.width_px * source.facts.height_px / 1e6, notes=tuple(notes))
 
-    def _fill(self, journal: Journal, plan: SlidePlan, source: SlideSource, codec: TileCodec) -> None:
+    def _fill(self, journal: Journal, run: SlideRun, source: SlideSource, codec: TileCodec) -> None:
         """Restore what the journal does not hold yet; the rows behind are encoded while the next are computed."""
-        first = journal.lines(0)
-        if first >= plan.bands:
+        first, bands = journal.lines(0), -(-run.height_px // OUT_TILE_PX)
+        if first >= bands:
             return
         events: deque[Event] = deque()
-        reader, final = self._streams(plan, source, first * OUT_TILE_PX, events.append)
+        reader, final = self._streams(run, source, first * OUT_TILE_PX, events.append)
         pending: deque[tuple[int, list[Future[bytes]], list[Event]]] = deque()
         encoders = ThreadPoolExecutor(self.options.encoders, thread_name_prefix="slide-encoder")
         try:
-            for band in range(first, plan.bands):
-                y, bottom = band * OUT_TILE_PX, min((band + 1) * OUT_TILE_PX, plan.height_px)
+            for band in range(first, bands):
+                y, bottom = band * OUT_TILE_PX, min((band + 1) * OUT_TILE_PX, run.height_px)
                 final.need(bottom)
-                rows = final.window.cut(y, 0, bottom - y, plan.width_px)
+                rows = final.window.cut(y, 0, bottom - y, run.width_px)
                 final.window.forget(bottom)
                 pending.append((band, [encoders.submit(self._encoded, tile, codec, source) for tile in cut_tiles(rows)], _taken(events)))
-                while len(pending) > 1 or (pending and band == plan.bands - 1):
+                while len(pending) > 1 or (pending and band == bands - 1):
                     _keep(journal, *pending.popleft())
                 if self.stop():
                     while pending:
@@ -251,14 +202,8 @@ class RestoreSlide:
             reader.close()
             encoders.shutdown(wait=True, cancel_futures=True)
 
-    def _streams(
-        self, plan: SlidePlan, source: SlideSource, start_px: int, on_event: Callable[[Event], None]
-    ) -> tuple[SourceStream, StageStream]:
-        """The source and the last stage, each beginning where the next needs it, so that row `start_px` is as in a run from the top."""
-        runner = self._runner(source.facts.bit_depth, on_event)
-        starts = [start_px]
-        for _ in range(runner.stages):
-            starts.insert(0, StageStream.reaches_up_to(plan, starts[0]))
+    def _streams(self, run: SlideRun, source: SlideSource, start_px: int, on_event: Callable[[Event], None]) -> tuple[SourceStream, Stream]:
+        """The rows of the source and of the output from one on."""
 
         def read(y_px: int, height_px: int) -> Pixels:
             rows, bad = read_rows(source, y_px, height_px)
@@ -272,34 +217,16 @@ class RestoreSlide:
                 on_event(Event("unreadable", y, x))
             return rows
 
-        facts = source.facts
-        reader = SourceStream(read, plan, starts[0], facts.stored_tile_px[0], facts.offset_px[0])
-        stages: list[StageStream] = []
-        total = int(plan.mask[plan.first_row(start_px) :].sum()) * runner.stages
-        done = peak = 0
+        total, done, peak = run.passes(start_px), 0, peak_mib()
+        often = max(1, run.cells.mask.shape[1])
 
         def count(tiles: int) -> None:
             nonlocal done, peak
-            peak = peak if done % plan.shape[1] else peak_mib()  # asking takes as long as copying a tile
+            peak = peak if done % often else peak_mib()  # asking takes as long as copying a tile
             done += tiles
             self.on_status(Status("restore", min(done, total), total, peak))
 
-        for stage in range(runner.stages):
-            stages.append(StageStream(runner, stage, plan, reader, stages[-1] if stages else None, starts[stage + 1]))
-            stages[-1].on_tiles = count
-        return reader, stages[-1]
-
-    def _runner(self, bit_depth: int, on_event: Callable[[Event], None]) -> TileRunner:
-        return TileRunner(
-            restorer=self.system,
-            levels=Levels.of(bit_depth),
-            seed=self.seed,
-            device=self.device,
-            precision=self.precision,
-            batch_size=self.options.batch_size,
-            on_bad=self.options.on_bad_tile,
-            on_event=on_event,
-        )
+        return run.streams(read, start_px, Hearing(event=on_event, passes=count))
 
     def _encoded(self, levels: Pixels, codec: TileCodec, source: SlideSource) -> bytes:
         return codec.encode(Levels.of(source.facts.bit_depth).to_pixels(levels, source.facts.dtype))
@@ -326,16 +253,14 @@ class RestoreSlide:
 
         build_levels(journal, pyramid, count)
 
-    def _parameters(self, plan: SlidePlan, source: SlideSource, codec: TileCodec) -> dict[str, Parameter]:
+    def _parameters(self, run: SlideRun, source: SlideSource, codec: TileCodec) -> dict[str, Parameter]:
         """The settings that change pixels of the output."""
         options = self.options
         return {
             **self.parameters,
             "tile_px": options.tile_px,
             "overlap_px": options.overlap_px,
-            "tiles": plan.mask.size,
-            "tiles_restored": int(plan.mask.sum()),
-            "mask": hashlib.sha256(plan.mask.tobytes()).hexdigest()[:16],
+            **run.parameters,
             "region": None if options.region is None else ",".join(map(str, options.region)),
             "on_bad_tile": options.on_bad_tile,
             "format": options.format,
@@ -352,6 +277,10 @@ class RestoreSlide:
         record["events"] = [event._asdict() for event in events]
         record["peak_mib"] = peak_mib()
         write_atomic(target.with_name(f"{short(target.name)}.provenance.json"), (json.dumps(record, indent=1) + "\n").encode())
+
+
+def _output_bytes(run: SlideRun, codec: TileCodec, source: SlideSource) -> int:
+    return output_bytes((run.height_px, run.width_px), codec, source.facts.dtype.itemsize, tissue=float(run.cells.mask.mean()))
 
 
 def _keep(journal: Journal, band: int, tiles: list[Future[bytes]], events: list[Event]) -> None:

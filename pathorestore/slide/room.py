@@ -25,11 +25,12 @@ def journal_path(target: Path, work_dir: Path | None) -> Path:
     return work_dir / f"{short(target.name)}.{where}.pathorestore-journal"
 
 
-def output_bytes(plan: SlidePlan, codec: TileCodec, source: SlideSource) -> int:
-    """A careful guess at the size of the written slide: with its smaller levels, glass taking a tenth of what tissue does."""
-    tissue = float(plan.mask.mean())
-    depth = source.facts.dtype.itemsize
-    return int(plan.width_px * plan.height_px * 4 / 3 * depth * codec.bytes_per_px * (0.1 + 0.9 * tissue)) + (1 << 16)
+def output_bytes(size_px: tuple[int, int], codec: TileCodec, sample_bytes: int, *, tissue: float) -> int:
+    """A careful guess at the size of a written slide: with its smaller levels, glass taking a tenth of what tissue does.
+
+    tissue: its share of the tiles. sample_bytes: of a colour of a pixel.
+    """
+    return int(size_px[0] * size_px[1] * 4 / 3 * sample_bytes * codec.bytes_per_px * (0.1 + 0.9 * tissue)) + (1 << 16)
 
 
 def part_path(target: Path) -> Path:

@@ -25,10 +25,24 @@ class Stream(Protocol):
 
 
 class SourceStream:
-    """The degraded slide, padded to the plan's size by reflection, as `TiledRestorer` does. One strip is read ahead by another thread."""
+    """A slide of size_px (height, width) as it is read, one strip ahead by another thread.
 
-    def __init__(self, read: ReadRows, plan: SlidePlan, start_px: int, strip_px: int, offset_px: int = 0):
-        self.plan, self.window = plan, RowWindow(plan.padded_px[1], start_px)
+    padded_px: what it is grown to by reflection, as `TiledRestorer` does; None leaves it. strip_px, offset_px: height of the strips, and
+    how far into one of them the slide begins.
+    """
+
+    def __init__(
+        self,
+        read: ReadRows,
+        size_px: tuple[int, int],
+        start_px: int,
+        strip_px: int,
+        *,
+        offset_px: int = 0,
+        padded_px: tuple[int, int] | None = None,
+    ):
+        self._height_px, (self._padded_px, width_px) = size_px[0], padded_px or size_px
+        self.window = RowWindow(width_px, start_px)
         self._read, self._strip_px, self._offset_px = read, strip_px, offset_px
         self._reader = ThreadPoolExecutor(1, thread_name_prefix="slide-reader")
         self._next: Future[Pixels] | None = None
@@ -52,16 +66,17 @@ class SourceStream:
     def _ahead(self) -> None:
         top = self.window.bottom_px
         # strips end at multiples of their height, which is that of the slide's own tiles: each is decoded once
-        height = min(self._strip_px - (top + self._offset_px) % self._strip_px, self.plan.height_px - top)
+        height = min(self._strip_px - (top + self._offset_px) % self._strip_px, self._height_px - top)
         if height > 0:
             self._next = self._reader.submit(self._read, top, height)
 
     def _mirrored(self) -> Pixels:
         """The rows below the slide: its last ones again, upside down, and what then is missing the last of these."""
-        missing = self.plan.padded_px[0] - self.plan.height_px
-        mirror = min(missing, self.plan.height_px - 1)
-        below = self.window.cut(self.plan.height_px - 1 - mirror, 0, mirror, self.window.width_px)[::-1] if mirror else None
-        last = below[-1:] if below is not None else self.window.cut(self.plan.height_px - 1, 0, 1, self.window.width_px)
+        height = self._height_px
+        missing = self._padded_px - height
+        mirror = min(missing, height - 1)
+        below = self.window.cut(height - 1 - mirror, 0, mirror, self.window.width_px)[::-1] if mirror else None
+        last = below[-1:] if below is not None else self.window.cut(height - 1, 0, 1, self.window.width_px)
         rest = np.repeat(last, missing - mirror, axis=0)
         return rest if below is None else np.concatenate([below, rest])
 

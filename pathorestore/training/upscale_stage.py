@@ -1,5 +1,6 @@
 """The any-scale super-resolution stage: sharp crops are made smaller by random factors, and colours at random points learned."""
 
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -21,40 +22,62 @@ from pathorestore.training.stage import Batch, Stage
 
 _SAMPLES = 9  # salt of the random streams
 VALIDATION_SCALES = (2.0, 3.3, 4.0, 6.0)
+_VALIDATED = tuple((scale, blur) for blur in (1.0, 0.0) for scale in VALIDATION_SCALES)
 
 
-def _figure(scale: float) -> str:
+def _figure(scale: float, blur: float) -> str:
     """The name of a validation figure, which may hold no point."""
-    return f"gain_x{scale:g}".replace(".", "_")
+    return f"gain_x{scale:g}".replace(".", "_") + ("" if blur else "_sharp")
+
+
+@dataclass(frozen=True, kw_only=True)
+class ScaleSampling:
+    """How pairs are made of sharp crops; the defaults are those of ISTE's released recipe.
+
+    A corner of round(small_px scale) px becomes small_px, and colours are learned at `points` of its pixels. Each image has its own scale,
+    even in [1, largest_scale], and its own blur before that, even between least and most; both are shares of the paper's, see
+    `blur_then_resize`. A network that has seen one strength only undoes it in images that never had it.
+    """
+
+    small_px: int = 48
+    points: int = 2304
+    largest_scale: float = 4.0
+    blur: tuple[float, float] = (1.0, 1.0)
+
+    def __post_init__(self) -> None:
+        if self.small_px < 2 or self.points < 1 or self.largest_scale < 1:
+            raise ValueError(f"small_px must be at least 2, points and largest_scale at least 1; got {self}")
+        if not 0 <= self.blur[0] <= self.blur[1]:
+            raise ValueError(f"blur must be least and most, neither negative; got {self.blur}")
+
+    @property
+    def crop_px(self) -> int:
+        """The side of the crops that are needed."""
+        return round(self.small_px * self.largest_scale)
 
 
 class UpscaleStage(Stage):
-    """ISTE by the L1 of colours at `points` random pixels; each image has a scale of its own, even in [1, largest_scale].
+    """ISTE by the L1 of colours at random pixels of sharp crops, whose small image it is given.
 
-    Batches are sharp crops, at least small_px times largest_scale wide: a corner of round(small_px scale) px becomes small_px.
-    Source: ISTE, sec. 3 and its released recipe (2304 points of 48 px crops, scales 1 to 4).
+    Source: ISTE, sec. 3 and its released recipe.
     """
 
     trained = ("encoder", "decoder")
-    figures = (*(_figure(scale) for scale in VALIDATION_SCALES), "gain")
+    figures = (*(_figure(*case) for case in _VALIDATED), "gain")
 
     def __init__(
         self,
         encoder: SwinIR,
         decoder: TextureDecoder | LIIFDecoder | LTEDecoder,
         *,
-        small_px: int = 48,
-        points: int = 2304,
-        largest_scale: float = 4.0,
+        sampling: ScaleSampling | None = None,
         optimizer: OptimizerCallable = torch.optim.AdamW,
         schedule: Schedule | None = None,
         seed: int = 0,
     ):
         super().__init__(optimizer=optimizer, schedule=schedule)
-        if small_px < 2 or points < 1 or largest_scale < 1:
-            raise ValueError(f"small_px={small_px} must be at least 2, points={points} and largest_scale={largest_scale} at least 1")
         self.encoder, self.decoder = encoder, decoder
-        self.small_px, self.points, self.largest_scale, self.seed = small_px, points, largest_scale, seed
+        self.sampling, self.seed = sampling or ScaleSampling(), seed
 
     def parts(self) -> dict[str, Pretrained]:
         """Encoder and decoder."""
@@ -78,34 +101,37 @@ class UpscaleStage(Stage):
         Raises ValueError for crops that are too small.
         """
         assert isinstance(batch, SharpBatch)
-        side = batch.sharp.shape[-1]
-        if round(self.small_px * self.largest_scale) > side:
-            needed = round(self.small_px * self.largest_scale)
-            raise ValueError(f"crops of {side} px cannot show {self.small_px} px at x{self.largest_scale:g}; set crops.crop_px to {needed}")
+        side, how = batch.sharp.shape[-1], self.sampling
+        if how.crop_px > side:
+            raise ValueError(
+                f"crops of {side} px cannot show {how.small_px} px at x{how.largest_scale:g}; set crops.crop_px to {how.crop_px}"
+            )
         each = [self._sampled(image, key) for image, key in zip(batch.sharp, batch.key.tolist(), strict=True)]
         small, places, footprint, colours = zip(*each, strict=True)
         return torch.cat(small), torch.stack(places), torch.stack(footprint), torch.stack(colours)
 
     def _sampled(self, sharp: Tensor, key: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        own = stream(self.seed, _SAMPLES, key)
-        scale = 1 + (self.largest_scale - 1) * torch.rand((), generator=own).item()
-        side = round(self.small_px * scale)
+        own, how = stream(self.seed, _SAMPLES, key), self.sampling
+        of_scale, of_blur = torch.rand(2, generator=own).tolist()
+        scale = 1 + (how.largest_scale - 1) * of_scale
+        blur = how.blur[0] + (how.blur[1] - how.blur[0]) * of_blur
+        side = round(how.small_px * scale)
         part = sharp[None, :, :side, :side]
         # without replacement where there are enough
-        chosen = torch.randperm(side * side, generator=own)[: self.points]
-        chosen = chosen[torch.arange(self.points) % len(chosen)].to(sharp.device)
-        footprint = torch.full((2,), self.small_px / side, dtype=torch.float64, device=sharp.device)
-        small = blur_then_resize(part, (self.small_px, self.small_px))
+        chosen = torch.randperm(side * side, generator=own)[: how.points]
+        chosen = chosen[torch.arange(how.points) % len(chosen)].to(sharp.device)
+        footprint = torch.full((2,), how.small_px / side, dtype=torch.float64, device=sharp.device)
+        small = blur_then_resize(part, (how.small_px, how.small_px), blur=blur)
         return small, grid(side, side).to(sharp.device)[chosen], footprint, part[0].flatten(1).T[chosen]
 
     def evaluate(self, batch: Batch) -> None:
-        """Gain in dB over bicubic interpolation at each scale, and over all of them."""
+        """Gain in dB over bicubic interpolation at each scale, with the paper's blur and with none ("sharp"), and over all of them."""
         assert isinstance(batch, SharpBatch)
-        for scale in VALIDATION_SCALES:
-            small, clean = reduced(batch.sharp, scale)
+        for scale, blur in _VALIDATED:
+            small, clean = reduced(batch.sharp, scale, blur=blur)
             size = (clean.shape[-2], clean.shape[-1])
             gain = psnr(self.system.upscale(small, out_size=size), clean) - psnr(resized(small, size), clean)
-            self.score(_figure(scale), gain, progress_bar=True)
+            self.score(_figure(scale, blur), gain, progress_bar=True)
             self.score("gain", gain)
 
     def pictures(self, batch: Batch) -> dict[str, Tensor]:
@@ -121,8 +147,11 @@ class UpscaleStage(Stage):
         return self.system.upscale(batch.sharp, scale=2)
 
 
-def reduced(sharp: Tensor, scale: float) -> tuple[Tensor, Tensor]:
-    """Sharp images b 3 h w made smaller `scale` times, and the part of the sharp ones that they show: whole small pixels only."""
+def reduced(sharp: Tensor, scale: float, *, blur: float = 1.0) -> tuple[Tensor, Tensor]:
+    """Sharp images b 3 h w made smaller `scale` times, and the part of the sharp ones that they show: whole small pixels only.
+
+    blur: see `blur_then_resize`.
+    """
     height, width = (int(side / scale) for side in sharp.shape[-2:])
     clean = sharp[..., : round(height * scale), : round(width * scale)]
-    return blur_then_resize(clean, (height, width)), clean
+    return blur_then_resize(clean, (height, width), blur=blur), clean
