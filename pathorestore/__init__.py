@@ -16,6 +16,12 @@ if TYPE_CHECKING:
     from pathorestore.functional.optics import Optics as Optics
     from pathorestore.models.defocus import DefocusEstimator as DefocusEstimator, DefocusEstimatorConfig as DefocusEstimatorConfig
     from pathorestore.models.encoders import TimmEncoder as TimmEncoder, TinyEncoder as TinyEncoder, TinyEncoderConfig as TinyEncoderConfig
+    from pathorestore.models.implicit_decoders import (
+        ImplicitDecoderConfig as ImplicitDecoderConfig,
+        LIIFDecoder as LIIFDecoder,
+        LTEDecoder as LTEDecoder,
+    )
+    from pathorestore.models.iste import TextureDecoder as TextureDecoder, TextureDecoderConfig as TextureDecoderConfig
     from pathorestore.models.optics_prompt import OpticsPrompt as OpticsPrompt, OpticsPromptConfig as OpticsPromptConfig
     from pathorestore.models.pdiffusion import PDiffusion as PDiffusion, PDiffusionConfig as PDiffusionConfig
     from pathorestore.models.pformer import (
@@ -31,6 +37,8 @@ if TYPE_CHECKING:
         PathologyPromptConfig as PathologyPromptConfig,
         Prompter as Prompter,
     )
+    from pathorestore.models.swinir import SwinIR as SwinIR, SwinIRConfig as SwinIRConfig
+    from pathorestore.pipelines.iste import ISTE as ISTE, ISTEConfig as ISTEConfig
     from pathorestore.pipelines.mop import MoPRestorer as MoPRestorer
     from pathorestore.pipelines.refine import DiffusionRefiner as DiffusionRefiner, FineSettings as FineSettings, KeepCoarse as KeepCoarse
     from pathorestore.pipelines.tiled import TiledRestorer as TiledRestorer
@@ -42,7 +50,12 @@ _HOMES = {
     "FineSettings": "pipelines.refine",
     "EdgePrompt": "models.prompts",
     "EdgePromptConfig": "models.prompts",
+    "ISTE": "pipelines.iste",
+    "ISTEConfig": "pipelines.iste",
+    "ImplicitDecoderConfig": "models.implicit_decoders",
     "KeepCoarse": "pipelines.refine",
+    "LIIFDecoder": "models.implicit_decoders",
+    "LTEDecoder": "models.implicit_decoders",
     "MoPRestorer": "pipelines.mop",
     "Optics": "functional.optics",
     "OpticsPrompt": "models.optics_prompt",
@@ -59,6 +72,10 @@ _HOMES = {
     "Restormer": "models.pformer",
     "RestormerConfig": "models.pformer",
     "Setting": "degradations.recipes",
+    "SwinIR": "models.swinir",
+    "SwinIRConfig": "models.swinir",
+    "TextureDecoder": "models.iste",
+    "TextureDecoderConfig": "models.iste",
     "TiledRestorer": "pipelines.tiled",
     "TimmEncoder": "models.encoders",
     "TinyEncoder": "models.encoders",

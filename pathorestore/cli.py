@@ -24,15 +24,20 @@ from pathorestore.cli_iqa_fit import fill_iqa_fit, run_iqa_fit
 from pathorestore.cli_jobs import batch_on, fill_engine, fill_jobs, run_jobs
 from pathorestore.cli_options import fill_batch, fill_demo, fill_info, fill_model, fill_simulate
 from pathorestore.cli_qc import files_to_judge, fill_qc
-from pathorestore.cli_restore import RestoreElsewhere, StopSignal, estimates, files_to_restore, fill_restore
+from pathorestore.cli_restore import RestoreElsewhere, files_to_restore, fill_restore
+from pathorestore.cli_slides import estimates
 from pathorestore.cli_training import fill_ablate, fill_export, run_ablate, run_export
+from pathorestore.cli_upscale import UpscaleElsewhere, files_to_upscale, fill_upscale
 from pathorestore.cli_view import fill_view, run_view
+from pathorestore.slide.restore_any import StopSignal
 from pathorestore.version import __version__
 
 if TYPE_CHECKING:
     from jsonargparse import ArgumentParser, Namespace
 
-    from pathorestore.pipelines.batch import AnyJob, BatchReport, Done, Existing, FileResult
+    from pathorestore.pipelines.batch import AnyJob, BatchReport, Done, Existing, FileResult, Job
+    from pathorestore.slide.distributed import FileWork
+    from pathorestore.slide.restore_any import RestoreAny
 
 _PROGRAM = "pathorestore"
 _PLACES = {name: name.upper() for name in ("sharp", "stack", "folder", "manifest")}
@@ -63,7 +68,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     except Exception as error:
         if "--verbose" in words:
             traceback.print_exc()
-        return _report(error, one_by_one=words[0] not in ("restore", "data", "evaluate", "qc"))
+        return _report(error, one_by_one=words[0] not in ("restore", "upscale", "data", "evaluate", "qc"))
 
 
 def _run(words: list[str]) -> int:
@@ -86,8 +91,22 @@ def _report(error: Exception, *, one_by_one: bool) -> int:
 
 
 def _restore(arguments: "Namespace") -> int:
-    stop, run = StopSignal(_tell), batch_on(arguments, RestoreElsewhere(arguments, _now))
-    jobs, work = files_to_restore(arguments, _now, lambda unit: _bar(unit, quiet=arguments.quiet), stop)
+    return _images_and_slides(arguments, RestoreElsewhere(arguments, _now), files_to_restore, done="restored")
+
+
+def _upscale(arguments: "Namespace") -> int:
+    return _images_and_slides(arguments, UpscaleElsewhere(arguments, _now), files_to_upscale, done="enlarged")
+
+
+def _images_and_slides(
+    arguments: "Namespace",
+    elsewhere: "Callable[[str], FileWork]",
+    files: "Callable[..., tuple[list[Job], RestoreAny]]",
+    *,
+    done: str,
+) -> int:
+    stop, run = StopSignal(_tell), batch_on(arguments, elsewhere)
+    jobs, work = files(arguments, _now, lambda unit: _bar(unit, quiet=arguments.quiet), stop)
     if arguments.dry_run:
         from pathorestore.pipelines.report_text import aligned
 
@@ -95,7 +114,7 @@ def _restore(arguments: "Namespace") -> int:
         print(aligned(rows, right=frozenset(range(1, 7))))
         return code
     with stop.heard():
-        return _batch(jobs, work, arguments, run=run)
+        return _batch(jobs, work, arguments, run=run, done=done)
 
 
 def _batch(
@@ -222,6 +241,7 @@ def _evaluate(arguments: "Namespace") -> int:
 
 _COMMANDS: dict[str, Callable[["Namespace"], int]] = {
     "restore": _restore,
+    "upscale": _upscale,
     "demo": _demo,
     "info": _info,
     "simulate": _simulate,
@@ -359,6 +379,7 @@ def _over_files(*fills: Callable[["ArgumentParser"], None], slides: bool = False
 
 _FILLERS: dict[str, tuple[Callable[["ArgumentParser"], None], str]] = {
     "restore": (_over_files(fill_restore, fill_engine, slides=True), "restore images and slides"),
+    "upscale": (_over_files(fill_upscale, fill_engine, slides=True), "enlarge images and slides, by any factor or to a pixel size"),
     "demo": (fill_demo, "defocus a real histology image, restore it, print figures, draw a picture"),
     "info": (fill_info, "show versions, devices, models and licences, or how a file was made"),
     "simulate": (fill_simulate, "turn a sharp image into a focal stack with exact labels"),

@@ -13,7 +13,9 @@ if TYPE_CHECKING:
 def fill_export(command: "ArgumentParser") -> None:
     """Declare the options of `export`."""
     command.add_argument("checkpoint", type=str, metavar="CKPT", help="checkpoint of a run, such as runs/pformer/checkpoints/last.ckpt")
-    command.add_argument("-o", "--output", required=True, type=str, help="folder for the weights; `restore --model` takes it")
+    command.add_argument(
+        "-o", "--output", required=True, type=str, help="folder for weights; `restore --model` or `upscale --model` takes it"
+    )
     command.add_argument("--dtype", choices=("fp32", "fp16"), default="fp32", help="number format of the stored weights")
     command.add_argument("--overwrite", action="store_true", help="replace a folder that exists")
 

@@ -16,7 +16,7 @@ from PIL import Image
 from slide_samples import Identity, tissue_pixels
 
 from pathorestore import cli
-from pathorestore.cli_restore import in_shard
+from pathorestore.cli_slides import in_shard
 from pathorestore.pipelines import assemble
 from pathorestore.pipelines.assemble import ReadyRestorer, RestoreOptions
 from pathorestore.pipelines.batch import Done, FileResult, Job, PlanError

@@ -10,7 +10,8 @@ from pathorestore.models.implicit_decoders import ImplicitDecoderConfig, LIIFDec
 from pathorestore.models.iste import TextureDecoder, TextureDecoderConfig
 from pathorestore.models.swinir import SwinIR, SwinIRConfig
 from pathorestore.nn.implicit import bicubic, grid
-from pathorestore.pipelines.iste import ISTE, cuts
+from pathorestore.pipelines.enlarge import cuts
+from pathorestore.pipelines.iste import ISTE
 
 
 @pytest.fixture(scope="module")

@@ -66,6 +66,11 @@ class TextureDecoderConfig:
         return cls(features=32, texture=64, hidden=(64, 64), heads=4, skip="bicubic")
 
     @classmethod
+    def base(cls) -> "TextureDecoderConfig":
+        """0.45 M parameters."""
+        return cls(texture=128, hidden=(128, 128, 128), skip="bicubic")
+
+    @classmethod
     def paper(cls) -> "TextureDecoderConfig":
         """1.14 M parameters, the sizes of the paper and its code."""
         return cls()

@@ -13,6 +13,7 @@ from typing import Any, BinaryIO, Self
 from pathorestore.pipelines.raster import ImageFileError, sniff
 
 RESTORED_NOTICE = "AI-restored, not for primary diagnosis"
+ENLARGED_NOTICE = "AI-enlarged, not for primary diagnosis"
 SIMULATED_NOTICE = "simulated from another image, not for diagnosis"
 
 PNG_KEYWORD = "pathorestore"

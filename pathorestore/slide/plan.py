@@ -1,6 +1,7 @@
 """What will be done to a slide: its tiles, which of them show tissue, and what that takes."""
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -80,22 +81,33 @@ def glass_colour(overview: NDArray[np.uint8]) -> NDArray[np.float64] | None:
 
 
 def active_tiles(plan: SlidePlan, overview: NDArray[np.uint8], glass: NDArray[np.float64]) -> NDArray[np.bool_]:
-    """Which tiles show anything but glass on an overview h w 3 of what is planned, widened by one of its pixels.
+    """Which tiles show anything but glass on an overview h w 3 of what is planned, see `tissue_in`."""
+    rows, columns = ([(start, start + plan.tile_px) for start in axis.starts_px] for axis in (plan.rows, plan.columns))
+    return tissue_in(overview, glass, (plan.height_px, plan.width_px), rows, columns)
 
-    What differs from the glass by more than a few grey levels in any colour counts, so that pale tissue is rather restored for nothing
-    than left out.
+
+def tissue_in(
+    overview: NDArray[np.uint8],
+    glass: NDArray[np.float64],
+    size_px: tuple[int, int],
+    rows: Sequence[tuple[int, int]],
+    columns: Sequence[tuple[int, int]],
+) -> NDArray[np.bool_]:
+    """Which tiles show anything but glass on an overview h w 3 of an image of size_px, widened by one of its pixels; rows x columns.
+
+    rows, columns: first pixel and the one behind the last of every tile. What differs from the glass by more than a few grey levels in any
+    colour counts, so that pale tissue is rather worked at for nothing than left out.
     """
     import cv2
 
     stands_out = (np.abs(overview.astype(np.int16) - glass) > _LEAST_CONTRAST).any(axis=2).astype(np.uint8)
     stands_out = cv2.dilate(stands_out, np.ones((3, 3), np.uint8))
-    scale = np.array(overview.shape[:2]) / (plan.height_px, plan.width_px)
     sums = np.pad(stands_out.astype(np.int64).cumsum(axis=0).cumsum(axis=1), ((1, 0), (1, 0)))
     edges = []
-    for axis, factor, limit in zip((plan.rows, plan.columns), scale, overview.shape[:2], strict=True):
-        starts = np.array(axis.starts_px)
-        first = np.minimum(np.floor(starts * factor).astype(int), limit - 1)
-        edges.append((first, np.clip(np.ceil((starts + plan.tile_px) * factor).astype(int), first + 1, limit)))
+    for axis, length, limit in zip((rows, columns), size_px, overview.shape[:2], strict=True):
+        starts, stops = np.array(axis).T * (limit / length)
+        first = np.minimum(np.floor(starts).astype(int), limit - 1)
+        edges.append((first, np.clip(np.ceil(stops).astype(int), first + 1, limit)))
     (top, bottom), (left, right) = edges
     inside = sums[bottom][:, right] - sums[top][:, right] - sums[bottom][:, left] + sums[top][:, left]
     return np.asarray(inside > 0)

@@ -116,8 +116,8 @@ class RestoreSlide:
     def _run(self, path: Path, source: SlideSource) -> SlideRun:
         try:
             return self.work.run(source, self.options)
-        except PlanError as error:
-            raise PlanError(f"{path}: {error}") from None
+        except ImageFileError as error:
+            raise ImageFileError(f"{path}: {error}") from None
 
     def _restore(self, job: Job, source: SlideSource, start: float) -> Done:
         codec = TileCodec.choose(self.options.compression, source.facts.bit_depth, self.options.quality)
@@ -260,7 +260,6 @@ class RestoreSlide:
             **self.parameters,
             "tile_px": options.tile_px,
             "overlap_px": options.overlap_px,
-            **run.parameters,
             "region": None if options.region is None else ",".join(map(str, options.region)),
             "on_bad_tile": options.on_bad_tile,
             "format": options.format,
@@ -269,6 +268,7 @@ class RestoreSlide:
             "mpp_given": options.mpp,
             "reader": source.facts.reader,
             "bit_depth": source.facts.bit_depth,
+            **run.parameters,
         }
 
     def _write_record(self, target: Path, provenance: Provenance, created: str, events: list[Event], seconds: float) -> None:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from pathorestore.pipelines.batch import Done, Job
-    from pathorestore.pipelines.restore_file import RestoreFile
+    from pathorestore.pipelines.image_work import ImageWork
     from pathorestore.slide.restore import RestoreSlide
 
 
@@ -51,12 +51,18 @@ class StopSignal:
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class RestoreAny:
-    """The work of `run_batch` on images and slides."""
+    """The work of `run_batch` on images and slides.
 
-    image: "RestoreFile"
+    pyramid: plain images are slides too. for_slides: wishes that images cannot have, as on the command line. for_images: whether something
+    is asked that slides cannot have.
+    """
+
+    image: "ImageWork"
     slide: "RestoreSlide"
     pyramid: bool
     stop: StopSignal
+    for_slides: tuple[str, ...] = ()
+    for_images: bool = False
 
     def __call__(self, job: "Job") -> "Done":
         """Restore one file by the engine that it needs."""
@@ -65,7 +71,7 @@ class RestoreAny:
         if not self.takes_slide(job):
             self._check_for_images(job)
             return self.image(job)
-        if self.image.risk is not None:
+        if self.for_images:
             check_no_slides([job], pyramid=self.pyramid)
         with self.stop.between_rows():
             return self.slide(job)
@@ -74,13 +80,11 @@ class RestoreAny:
         """Refuse what would be passed over in silence."""
         from pathorestore.pipelines.batch import PlanError
 
-        wishes = self.slide.options
-        asked = {"--region": wishes.region, "--mpp": wishes.mpp, "--geojson": wishes.regions, "--format ome-tiff": wishes.format != "tiff"}
-        for name, wish in (asked | {"--compression": wishes.compression != "auto"}).items():
-            if wish:
-                raise PlanError(
-                    f"{job.input}: {name} is for slides, and this is a plain image; treat it as a slide with --pyramid, or leave it out"
-                )
+        if self.for_slides:
+            raise PlanError(
+                f"{job.input}: {self.for_slides[0]} is for slides, and this is a plain image; treat it as a slide with --pyramid, or leave "
+                "it out"
+            )
 
     def takes_slide(self, job: "Job") -> bool:
         """Whether a file goes through the slide engine."""

@@ -95,7 +95,7 @@ class TileRunner:
 
     @torch.no_grad()
     def _computed(self, stage: int, tiles: Sequence[Tile], current: Sequence[Pixels], precision: str) -> Tensor:
-        degraded = torch.cat([_image(tile.pixels) for tile in tiles]).to(self.device)
+        degraded = torch.cat([image_of(tile.pixels) for tile in tiles]).to(self.device)
         before = degraded if stage == 0 else torch.cat([self.levels.decode(one[None]) for one in current]).to(self.device)
         noise = NoiseField(self.seed, tuple(tile[:2] for tile in tiles))
         with torch.autocast(self.device, dtype=torch.bfloat16) if precision == "bf16" else nullcontext():
@@ -116,7 +116,7 @@ class TileRunner:
         return context
 
 
-def _image(pixels: Pixels) -> Tensor:
+def image_of(pixels: Pixels) -> Tensor:
     """Pixels of a slide as an image 1 3 h w in [0, 1]."""
     top = 255 if pixels.dtype == "uint8" else 65535
     stored = torch.from_numpy(pixels.astype("int32", copy=False) if top > 255 else pixels)

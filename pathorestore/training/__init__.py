@@ -31,8 +31,13 @@ if TYPE_CHECKING:
         PFormerStage as PFormerStage,
         RestormerStage as RestormerStage,
     )
-    from pathorestore.training.schedules import Constant as Constant, StepDecay as StepDecay, WarmupCosine as WarmupCosine
-    from pathorestore.training.upscale_stage import UpscaleStage as UpscaleStage
+    from pathorestore.training.schedules import (
+        Constant as Constant,
+        MilestoneDecay as MilestoneDecay,
+        StepDecay as StepDecay,
+        WarmupCosine as WarmupCosine,
+    )
+    from pathorestore.training.upscale_stage import ScaleSampling as ScaleSampling, UpscaleStage as UpscaleStage
 
 _HOMES = {
     "BlurredImages": "iqa_stage",
@@ -48,6 +53,8 @@ _HOMES = {
     "SharpImages": "datamodules",
     "SlidePatches": "datamodules",
     "StepDecay": "schedules",
+    "MilestoneDecay": "schedules",
+    "ScaleSampling": "upscale_stage",
     "UpscaleStage": "upscale_stage",
     "WarmupCosine": "schedules",
     "trained_coarse": "parts",

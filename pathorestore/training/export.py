@@ -27,6 +27,7 @@ from pathorestore.models.pdiffusion import PDiffusion
 from pathorestore.models.pformer import PFormer, Restormer
 from pathorestore.models.prompts import EdgePrompt, PathologyPrompt, Prompter
 from pathorestore.models.swinir import SwinIR
+from pathorestore.pipelines.iste import ISTE
 from pathorestore.pipelines.mop import MoPRestorer
 from pathorestore.pipelines.refine import DiffusionRefiner, FineSettings, KeepCoarse, Refiner
 from pathorestore.training.card import training_card
@@ -55,6 +56,7 @@ _CLASSES: dict[str, type[Pretrained]] = {
 _DTYPES = {"fp32": torch.float32, "fp16": torch.float16}
 # a restorer, but for the encoder: a foundation model's weights are no part of a checkpoint's stage
 _SYSTEM = {"defocus", "pathology", "edge", "coarse"}
+_UPSCALER = {"encoder", "decoder"}
 _LEAF_FILES, _TOP_FILES = {"README.md", "config.json", "model.safetensors"}, {"README.md", "system.json", "training.yaml"}
 
 
@@ -74,7 +76,7 @@ class DescribedStage(Protocol):
 
 @dataclass(frozen=True, kw_only=True)
 class Exported:
-    """What `export` wrote. kind: "system" loads as a `MoPRestorer`, "parts" is a folder of them. averaged: whether the weights are."""
+    """What `export` wrote. kind: "system" loads as a `MoPRestorer` or an `ISTE`, "parts" is a folder of them. averaged: are the weights?"""
 
     folder: Path
     kind: Literal["system", "parts"]
@@ -109,7 +111,8 @@ def export(
     """Write the weights of a training checkpoint to the folder `to`, with a model card and the run's configuration as training.yaml.
 
     A checkpoint that holds a whole restorer gives a folder that `MoPRestorer.from_pretrained` and `pathorestore restore --model` take,
-    frozen parts included; any other gives one sub-folder per trained part. Both serve the next stage as its folder of parts.
+    frozen parts included, one of an upscaler what `ISTE.from_pretrained` and `pathorestore upscale --model` take; any other gives one
+    sub-folder per trained part. All serve the next stage as its folder of parts.
     dtype: of the stored weights. average: take the moving average where the checkpoint has one. overwrite: replace what was exported to
     `to` before; the folder appears whole or not at all.
     Raises ValueError, in one line, for a file that is no whole checkpoint of a stage, a target that exists or weights that do not fit.
@@ -156,14 +159,22 @@ class _Content:
 
     @property
     def is_system(self) -> bool:
-        """Whether the parts make up a restorer; a plain Restormer, trained for comparison, is none."""
+        """Whether the parts make up a system; a plain Restormer, trained for comparison, is none."""
+        return self._is_restorer or self._is_upscaler
+
+    @property
+    def _is_restorer(self) -> bool:
         parts = self.described["parts"]
         return set(parts) >= _SYSTEM and parts["coarse"]["class"] == "PFormer"
 
     @property
+    def _is_upscaler(self) -> bool:
+        return set(self.described["parts"]) == _UPSCALER
+
+    @property
     def notes(self) -> tuple[str, ...]:
         """What the model card should say besides."""
-        if not self.is_system or "encoder" in self.described["parts"]:
+        if not self._is_restorer or "encoder" in self.described["parts"]:
             return ()
         return ("Its pathology encoder is not part of these weights: pass the one it was trained with to from_pretrained as encoder=.",)
 
@@ -183,8 +194,10 @@ class _Content:
         load_strictly(part, state, source=f"{self.source}: {name}")
         return part.eval()
 
-    def system(self) -> MoPRestorer:
-        """The restorer that the parts make up."""
+    def system(self) -> MoPRestorer | ISTE:
+        """The restorer or upscaler that the parts make up."""
+        if self._is_upscaler:
+            return ISTE(self.part("encoder"), self.part("decoder")).eval()
         names = self.described["parts"]
         pathology = self.part("pathology")
         encoder = self.part("encoder") if "encoder" in names else _HandedIn(pathology.config.encoder_dim)

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from torch.optim import Optimizer
-from torch.optim.lr_scheduler import LambdaLR, StepLR
+from torch.optim.lr_scheduler import LambdaLR, MultiStepLR, StepLR
 
 
 class Schedule(ABC):
@@ -43,6 +43,23 @@ class StepDecay(Schedule):
         """StepLR."""
         del progress
         return {"scheduler": StepLR(optimizer, step_size=1, gamma=self.gamma), "interval": self.every}
+
+
+@dataclass(frozen=True)
+class MilestoneDecay(Schedule):
+    """Times `gamma` after each of some epochs (torch's MultiStepLR): ISTE halves after 500, 800, 900 and 950 of 1,000."""
+
+    milestones: tuple[int, ...] = (500, 800, 900, 950)
+    gamma: float = 0.5
+
+    def __post_init__(self) -> None:
+        if not 0 < self.gamma <= 1 or list(self.milestones) != sorted(set(self.milestones)) or min(self.milestones, default=1) < 1:
+            raise ValueError(f"milestones must be rising epochs from 1 and gamma lie in (0, 1]; got {self}")
+
+    def attach(self, optimizer: Optimizer, progress: Callable[[], float]) -> dict[str, Any]:
+        """MultiStepLR."""
+        del progress
+        return {"scheduler": MultiStepLR(optimizer, list(self.milestones), gamma=self.gamma), "interval": "epoch"}
 
 
 @dataclass(frozen=True)
