@@ -16,10 +16,14 @@ from pathorestore.diffusion.resshift import ResShift
 from pathorestore.hub import WeightsError
 from pathorestore.models.defocus import DefocusEstimator, DefocusEstimatorConfig
 from pathorestore.models.encoders import Embedding, TinyEncoder, TinyEncoderConfig
+from pathorestore.models.implicit_decoders import ImplicitDecoderConfig, LIIFDecoder
+from pathorestore.models.iste import TextureDecoder, TextureDecoderConfig
 from pathorestore.models.optics_prompt import OpticsPrompt, OpticsPromptConfig
 from pathorestore.models.pdiffusion import PDiffusion, PDiffusionConfig
 from pathorestore.models.pformer import PFormer, PFormerConfig, Restormer, RestormerConfig
 from pathorestore.models.prompts import EdgePrompt, EdgePromptConfig, PathologyPrompt, PathologyPromptConfig, Prompter
+from pathorestore.models.swinir import SwinIR, SwinIRConfig
+from pathorestore.pipelines.iste import ISTE
 from pathorestore.pipelines.mop import MoPRestorer
 from pathorestore.pipelines.refine import DiffusionRefiner, FineSettings, KeepCoarse
 from pathorestore.training import export as export_module
@@ -28,6 +32,7 @@ from pathorestore.training.card import training_card
 from pathorestore.training.export import describe, export
 from pathorestore.training.record import TrainingRecord
 
+LIIF = ImplicitDecoderConfig(features=8, hidden=(8,))
 IMAGE = torch.rand(1, 3, 32, 32, generator=torch.Generator().manual_seed(1))
 
 
@@ -155,6 +160,20 @@ def test_an_exported_restorer_gives_the_averaged_stages_output_to_the_bit(tmp_pa
     assert torch.equal(restored, stage.restorer().restore(IMAGE, seed=3))
     assert not torch.equal(restored, unaveraged)
     assert not torch.equal(restored, live)
+
+
+@pytest.mark.parametrize("decoder", [TextureDecoder(TextureDecoderConfig(features=8, texture=6, hidden=(8,), heads=2)), LIIFDecoder(LIIF)])
+def test_an_exported_upscaler_draws_as_the_averaged_stage_does_to_the_bit(tmp_path, decoder):
+    encoder = SwinIR(SwinIRConfig(embed=12, blocks=(1,), heads=2, window=4, features=8, drop_path=0.0))
+    stage = PartsStage({"encoder": encoder, "decoder": decoder}, trained=("encoder", "decoder"))
+    average = _train(stage, tmp_path)
+    exported = export(tmp_path / "checkpoints" / "last.ckpt", tmp_path / "out")
+    assert (exported.kind, exported.parts) == ("system", ("encoder", "decoder"))
+    drawn = ISTE.from_pretrained(tmp_path / "out").upscale(IMAGE, scale=2.5)
+    live = ISTE(encoder, decoder).eval()
+    assert not torch.equal(drawn, live.upscale(IMAGE, scale=2.5))
+    average.swap(stage)
+    assert torch.equal(drawn, live.upscale(IMAGE, scale=2.5))
 
 
 def test_the_settings_of_the_fine_stage_travel_along(tmp_path):

@@ -22,7 +22,7 @@ from pathorestore.models.prompts import EdgePrompt, EdgePromptConfig, PathologyP
 from pathorestore.pipelines.refine import FineSettings
 from pathorestore.training.prompt_stages import DefocusStage, EncoderStage, PathologyPromptStage
 from pathorestore.training.restoration_stages import ChainTraining, PDiffusionStage, PFormerStage, RestormerStage
-from pathorestore.training.schedules import Constant, StepDecay, WarmupCosine
+from pathorestore.training.schedules import Constant, MilestoneDecay, StepDecay, WarmupCosine
 from pathorestore.training.stage import frozen
 
 NAMES = ["encoder", "defocus", "pathology", "coarse", "restormer", "fine"]
@@ -264,7 +264,14 @@ def test_a_cosine_warms_up_and_follows_the_progress():
     assert [schedule.factor(progress) for progress in (0.05, 0.1, 0.55, 1.0)] == pytest.approx([0.5, 1.0, 0.505, 0.01], abs=1e-6)
 
 
-@pytest.mark.parametrize(("schedule", "expected"), [(StepDecay(0.5, "step"), [1, 0.5, 0.25]), (Constant(), [1, 1, 1])])
+@pytest.mark.parametrize(
+    ("schedule", "expected"),
+    [
+        (StepDecay(0.5, "step"), [1, 0.5, 0.25]),
+        (MilestoneDecay((1, 3), 0.5), [1, 0.5, 0.5, 0.25, 0.25]),
+        (Constant(), [1, 1, 1]),
+    ],
+)
 def test_schedules_multiply_the_rate_of_the_optimiser(schedule, expected):
     optimizer = torch.optim.SGD([nn.Parameter(torch.zeros(1))], lr=2.0)
     scheduler = schedule.attach(optimizer, lambda: 0.0)["scheduler"]
@@ -287,6 +294,8 @@ def test_frozen_parts_have_no_gradients_and_do_not_train():
     [
         lambda: WarmupCosine(warmup=1.0),
         lambda: StepDecay(gamma=0.0),
+        lambda: MilestoneDecay((5, 3)),
+        lambda: MilestoneDecay(gamma=0.0),
         lambda: Simulation(ideal_share=2.0),
         lambda: Simulation(ideal_max_um=0.0),
         lambda: ChainTraining(repeats=0),

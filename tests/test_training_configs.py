@@ -6,8 +6,18 @@ from pathlib import Path
 import pytest
 import yaml
 
-from pathorestore import DefocusEstimatorConfig, PathologyPromptConfig, PDiffusionConfig, PFormerConfig, TinyEncoderConfig
+from pathorestore import (
+    DefocusEstimatorConfig,
+    ISTEConfig,
+    PathologyPromptConfig,
+    PDiffusionConfig,
+    PFormerConfig,
+    SwinIRConfig,
+    TextureDecoderConfig,
+    TinyEncoderConfig,
+)
 from pathorestore.cli import main
+from pathorestore.training import ScaleSampling
 from pathorestore.training.cli import config_names, config_path, with_files
 
 STAGES = {
@@ -72,6 +82,29 @@ def test_the_paper_configurations_train_as_the_paper_says(name):
     assert found == PAPER[name]
     assert model["optimizer"]["class_path"] == "torch.optim.Adam"
     assert data["crops"]["crop_px"] == 256
+
+
+@pytest.mark.parametrize("preset", ["tiny", "base", "paper"])
+def test_the_sizes_of_the_upscaler_are_those_of_its_preset(preset):
+    given = _read(f"iste_{preset}")["model"]["init_args"]
+    expected = asdict(getattr(ISTEConfig, preset)())
+    for part in ("encoder", "decoder"):
+        config = given[part]["init_args"]["config"]
+        _within(config, expected[part], f"iste_{preset}.{part}")
+        defaults = asdict((SwinIRConfig if part == "encoder" else TextureDecoderConfig)())
+        assert {key for key, value in expected[part].items() if value != defaults[key]} <= set(config)
+
+
+def test_the_upscaler_of_the_paper_trains_as_its_code_does():
+    config = _read("iste_paper")
+    model, data = config["model"]["init_args"], config["data"]["init_args"]
+    assert ScaleSampling(**{key: tuple(value) if isinstance(value, list) else value for key, value in model["sampling"].items()}) == (
+        ScaleSampling()
+    )
+    assert model["optimizer"] == {"class_path": "torch.optim.Adam", "init_args": {"lr": 1e-4}}
+    assert model["schedule"]["init_args"] == {"milestones": [500, 800, 900, 950], "gamma": 0.5}
+    assert data["crops"]["crop_px"] == ScaleSampling().crop_px == 192
+    assert data["epoch_size"] == 460 * 20
 
 
 def test_p_diffusion_warms_up_for_ten_thousand_steps_of_a_hundred_thousand():

@@ -77,6 +77,16 @@ class ImplicitDecoderConfig:
         """Of the size of `TextureDecoderConfig.tiny()`, about."""
         return cls(features=32, hidden=(128, 128, 128), texture=64, skip="bicubic")
 
+    @classmethod
+    def base(cls) -> "ImplicitDecoderConfig":
+        """Of the size of `TextureDecoderConfig.base()`, about."""
+        return cls(hidden=(256, 256, 256), texture=128, skip="bicubic")
+
+    @classmethod
+    def paper(cls) -> "ImplicitDecoderConfig":
+        """The sizes of both papers' code."""
+        return cls()
+
 
 class LIIFDecoder(LocalEnsemble, Pretrained):
     """An MLP over the nine features around a cell, the query's place and the size of its pixel.
