@@ -30,6 +30,9 @@ def fill_evaluate(command: "ArgumentParser") -> None:
     images.add_argument("--facts", type=str, default=None, metavar="CSV", help="columns file, slide, patient, mpp, z_um, as far as known")
     images.add_argument("--simulate", nargs="+", type=float, default=None, metavar="Z", help="put sharp images out of focus by so many um")
     images.add_argument("--setting", choices=("ideal", "scanner", "shifted"), default="ideal", help="of the simulator")
+    smaller = "make sharp images smaller by so many times, for upscalers; --model then names these, and bicubic is the baseline"
+    images.add_argument("--reduce", nargs="+", type=float, default=None, metavar="SCALE", help=smaller)
+    images.add_argument("--blur", type=float, default=1.0, help="before --reduce: 1 as in ISTE's recipe, sigma (SCALE - 1) / 2 px; 0 none")
     images.add_argument("--crop", type=int, default=0, metavar="PX", help="judge at most so much of each side, around the centre; 0: all")
     images.add_argument("--limit", type=int, default=None, help="only so many images, evenly spread")
     _fill_methods(command)
@@ -118,7 +121,7 @@ def evaluate_options(arguments: "Namespace") -> "EvaluateOptions":
     from pathorestore.evaluation.plan import EvaluateOptions
     from pathorestore.pipelines.assemble import RestoreOptions
 
-    paths = {
+    paths: dict[str, Any] = {
         name: Path(value) if (value := arguments[name]) else None for name in ("clean", "degraded", "manifest", "facts", "tune_on", "iqa")
     }
     if arguments.patch < 16:
@@ -136,6 +139,8 @@ def evaluate_options(arguments: "Namespace") -> "EvaluateOptions":
         split=arguments.split,
         simulate=tuple(arguments.simulate or ()),
         setting=arguments.setting,
+        reduce=tuple(arguments.reduce or ()),
+        blur=arguments.blur,
         restored=named(arguments.restored or (), "--restored"),
         models=named(arguments.model or (), "--model"),
         coarse=named(arguments.coarse or (), "--coarse"),

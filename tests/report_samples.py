@@ -78,8 +78,8 @@ def made_summary(
         Bin(
             column=column.key,
             method=method,
-            low_um=z,
-            high_um=z,
+            low=z,
+            high=z,
             interval=_interval(_column(rows, method, column.key, z)),
             images=31,
             gain=_interval(_column(rows, method, column.key, z) - _column(rows, methods[0], column.key, z)),
@@ -137,7 +137,14 @@ def made_pictures(folder: Path, *, count: int = 3, side_px: int = 256, methods: 
         }
         z = DISTANCES_UM[case % len(DISTANCES_UM)]
         sets.append(
-            PictureSet(case=f"tile-{7 * case:03d} z={z:g}", z_um=z, why=why[case % 3], pictures=pictures, scores=scores, pixel_um=0.25)
+            PictureSet(
+                case=f"tile-{7 * case:03d} z={z:g}",
+                degraded_by=f"z {z:g} \u00b5m",
+                why=why[case % 3],
+                pictures=pictures,
+                scores=scores,
+                pixel_um=0.25,
+            )
         )
     return sets
 

@@ -11,10 +11,12 @@ from tissue_files import save, tissue
 
 from pathorestore.data.manifest import Row, write_manifest
 from pathorestore.degradations.recipes import Setting
+from pathorestore.degradations.resize import blur_then_resize, resized
 from pathorestore.evaluation.case_files import chosen, files_of_folder, files_of_manifest, named_files, read_facts
-from pathorestore.evaluation.cases import CaseKey, FilePairs, SimulatedDefocus, central
+from pathorestore.evaluation.cases import CaseKey, FilePairs, ReducedImages, SimulatedDefocus, central
 from pathorestore.metrics.fidelity import psnr
 from pathorestore.pipelines.batch import PlanError
+from pathorestore.pipelines.image_file import read_image_file
 from pathorestore.pipelines.raster import ImageFileError
 
 
@@ -192,6 +194,33 @@ def test_oversampled_images_are_brought_to_the_design_pixel_and_say_so(folders):
     cases = SimulatedDefocus(keys, z_um=(1.0,), setting=Setting.ideal())
     assert cases.keys[0].mpp == 0.25
     assert cases.load(cases.keys[0]).clean.shape[-2:] == (48, 40)
+
+
+@pytest.mark.parametrize("scale", [1.0, 2.0, 2.7, 3.3])
+def test_a_reduced_case_is_the_recipe_and_its_bicubic_enlargement(folders, scale):
+    cases = ReducedImages(files_of_folder(folders[0]), scales=(scale,), blur=0.5)
+    case = cases.load(cases.keys[0])
+    whole = read_image_file(cases.keys[0].clean).image
+    height, width = (int(side / scale) for side in whole.shape[-2:])
+    assert case.small.shape[-2:] == (height, width)
+    assert case.clean.shape[-2:] == (round(height * scale), round(width * scale))
+    assert torch.equal(case.clean, whole[..., : case.clean.shape[-2], : case.clean.shape[-1]])
+    assert torch.equal(case.small, blur_then_resize(case.clean, (height, width), blur=0.5))
+    assert torch.equal(case.degraded, resized(case.small, tuple(case.clean.shape[-2:])))
+    assert cases.keys[0].name == f"a.png x{scale:g}"
+    assert cases.degraded_name == "bicubic"
+
+
+def test_reduction_that_cannot_be_is_refused(folders):
+    files = files_of_folder(folders[0])
+    for scales in ((), (0.5,), (2.0, 2.0), (17.0,)):
+        with pytest.raises(ValueError, match="factors from 1 to 16"):
+            ReducedImages(files, scales=scales)
+    with pytest.raises(ValueError, match="--blur -1 must not be negative"):
+        ReducedImages(files, scales=(2.0,), blur=-1)
+    cases = ReducedImages(files, scales=(16.0,), crop_px=8)
+    with pytest.raises(ImageFileError, match="has 8 x 8 px, too few to be made 16 times smaller"):
+        cases.load(cases.keys[0])
 
 
 def test_a_distance_named_twice_is_refused(simulated):

@@ -162,8 +162,8 @@ def test_scores_over_defocus_are_means_at_each_distance():
     rows = made_up()
     summary = summarise(rows, question())
     for one in summary.bins:
-        values = [row.scores[one.column] for row in rows if row.method == one.method and row.z_um == one.low_um]
-        assert one.low_um == one.high_um
+        values = [row.scores[one.column] for row in rows if row.method == one.method and row.z_um == one.low]
+        assert one.low == one.high
         assert one.interval.mean == pytest.approx(np.mean(values))
     assert len(summary.bins) == 2 * 3 * 2
 
@@ -193,7 +193,7 @@ def test_many_distances_are_put_in_bins_that_hold_every_image_once():
     rows = [ScoreRow(case=str(z), method="m", image=str(z), z_um=float(z), scores={"up": abs(z)}) for z in distances]
     summary = summarise(rows, question(methods=("m",), reference="m", columns=(HIGHER,)))
     assert sum(one.images for one in summary.bins) == 61
-    assert all(one.low_um <= one.interval.mean < one.high_um for one in summary.bins)
+    assert all(one.low <= one.interval.mean < one.high for one in summary.bins)
 
 
 def test_agreement_is_that_of_the_same_images():

@@ -20,7 +20,7 @@ from hypothesis import strategies as st
 from report_samples import COLUMNS, METHODS, made_pictures, made_rows, made_summary
 
 from pathorestore.evaluation import plots
-from pathorestore.evaluation.plots import OKABE_ITO, colours, defocus_curves, distributions
+from pathorestore.evaluation.plots import OKABE_ITO, colours, degradation_curves, distributions
 from pathorestore.evaluation.report import page_data, report_html, write_report
 from pathorestore.evaluation.report_format import bounds, decimals_for, escaped, number, p_value, visible
 from pathorestore.evaluation.report_tables import best_methods, comparison_table, failure_list, flat, glance, score_table
@@ -235,7 +235,7 @@ def test_missing_numbers_are_nowhere_called_nan(tmp_path):
     compared = replace(
         made_summary(made_rows(images=2)).comparisons[0], column="area", difference=none, median_difference=math.nan, p=math.nan, verdict=""
     )
-    bins = (Bin(column="area", method=METHODS[0], low_um=0.0, high_um=math.inf, interval=none, images=0),)
+    bins = (Bin(column="area", method=METHODS[0], low=0.0, high=math.inf, interval=none, images=0),)
     agreement = replace(summary.agreements[0], bias=math.nan, lower=math.nan, upper=math.nan)
     changes = {"scores": (score,), "comparisons": (replace(compared, p_holm=math.nan, reason="2 pairs are fewer than 10"),), "bins": bins}
     page = report_html(replace(summary, **changes, agreements=(agreement,)), rows, made_pictures(tmp_path, count=1, side_px=32))
@@ -390,7 +390,7 @@ def test_every_finite_score_is_a_point(drawn):
 def test_a_method_has_the_same_colour_in_tables_and_plots(drawn):
     summary, rows = drawn
     few = replace(summary, columns=summary.columns[:1])
-    table, (curve,), box = score_table(summary, colours(summary)), defocus_curves(few), distributions(few, rows)[0]
+    table, (curve,), box = score_table(summary, colours(summary)), degradation_curves(few), distributions(few, rows)[0]
     for colour in OKABE_ITO[1 : len(METHODS)]:  # SVG leaves out black
         assert f'fill="{colour}"' in table
         assert colour.encode() in curve.svg
@@ -400,10 +400,10 @@ def test_a_method_has_the_same_colour_in_tables_and_plots(drawn):
 def test_ranges_of_distance_are_named_by_their_ends(drawn):
     summary, _ = drawn
     bins = tuple(
-        Bin(column="psnr_db", method=METHODS[0], low_um=low, high_um=high, interval=Interval(30.0, 29.0, 31.0), images=9)
+        Bin(column="psnr_db", method=METHODS[0], low=low, high=high, interval=Interval(30.0, 29.0, 31.0), images=9)
         for low, high in ((0.5, 1.0), (4.0, math.inf))
     )
-    (plot,) = defocus_curves(replace(summary, bins=bins))
+    (plot,) = degradation_curves(replace(summary, bins=bins))
     text = [one.text for one in ElementTree.fromstring(plot.svg).iter() if one.tag.endswith("}text")]
     assert "0.5 – 1" in text
     assert "≥ 4" in text

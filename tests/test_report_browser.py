@@ -47,7 +47,9 @@ def cases(folder: Path, names: tuple[str, str] = ("first", "second")) -> list[Pi
         shown = {label: tuple(np.clip(np.array(colour) + 35 * index, 0, 255)) for label, colour in COLOURS.items()}
         pictures = {label: picture(folder, f"{index}-{label}", colour) for label, colour in shown.items()}
         pixel_um = PIXEL_UM if index == 0 else None
-        found.append(PictureSet(case=name, z_um=1.6, why=f"why {name}", pictures=pictures, scores=scores, pixel_um=pixel_um))
+        found.append(
+            PictureSet(case=name, degraded_by="z 1.6 \u00b5m", why=f"why {name}", pictures=pictures, scores=scores, pixel_um=pixel_um)
+        )
     return found
 
 

@@ -1,4 +1,4 @@
-"""The images that an evaluation goes through: pairs on the disk, or sharp images put out of focus on the way; one in memory at a time."""
+"""The images that an evaluation goes through: pairs on the disk, or sharp images degraded on the way; one in memory at a time."""
 
 import hashlib
 from collections.abc import Sequence
@@ -12,10 +12,13 @@ from torch import Tensor
 
 from pathorestore.degradations.optical import Degraded, degrade
 from pathorestore.degradations.recipes import Setting
+from pathorestore.degradations.resize import blur_then_resize, resized
+from pathorestore.pipelines.enlarge import LARGEST_SCALE
 from pathorestore.pipelines.image_file import read_image_file
 from pathorestore.pipelines.raster import ImageFileError
 
 DESIGN_MPP = 0.25
+DEGRADED, BICUBIC = "degraded", "bicubic"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -24,7 +27,7 @@ class CaseKey:
 
     field: what it shows, by which cases are told to be of one image: planes of a stack have one target; "" is `image`.
     clean, degraded: the files, degraded None where there is none. mpp: of the images that are judged. mpp, z_um: None if not known.
-    slide, patient: "" if not known.
+    slide, patient: "" if not known. scale: how many times smaller the degraded image was made, None if it was not.
     """
 
     name: str
@@ -36,13 +39,15 @@ class CaseKey:
     patient: str = ""
     mpp: float | None = None
     z_um: float | None = None
+    scale: float | None = None
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Case:
     """A loaded case. clean, degraded: 1 3 h w in [0, 1] of one size. simulated: how the degraded image came about, if here.
 
-    whole: the degraded image before it was cropped, for methods that look beyond the edge; None if it was not.
+    whole: the degraded image before it was cropped, for methods that look beyond the edge; None if it was not. small: the image that the
+    degraded one is an interpolation of, if it is.
     """
 
     key: CaseKey
@@ -50,10 +55,16 @@ class Case:
     degraded: Tensor | None = None
     whole: Tensor | None = None
     simulated: Degraded | None = None
+    small: Tensor | None = None
 
 
 class Cases(Protocol):
     """Cases in a fixed order."""
+
+    @property
+    def degraded_name(self) -> str:
+        """How the degraded images are called."""
+        ...
 
     @property
     def keys(self) -> Sequence[CaseKey]:
@@ -75,6 +86,7 @@ class FilePairs:
 
     keys: tuple[CaseKey, ...]
     crop_px: int = 0
+    degraded_name: str = DEGRADED
 
     def load(self, key: CaseKey) -> Case:
         """Read the files of a case."""
@@ -100,6 +112,8 @@ class SimulatedDefocus:
     taken to have it. The noise of a case depends on the seed, the file's name and the distance alone.
     """
 
+    degraded_name = DEGRADED
+
     def __init__(self, files: Sequence[CaseKey], *, z_um: Sequence[float], setting: Setting, seed: int = 0, crop_px: int = 0):
         if not z_um or len({f"{z:g}" for z in z_um}) < len(z_um):
             raise ValueError(f"--simulate needs one or more different distances in um; got {list(z_um)}")
@@ -122,6 +136,45 @@ class SimulatedDefocus:
         digest = hashlib.sha256(f"{self.seed} {key.clean.name} {key.z_um:.6f}".encode("utf-8", "surrogateescape")).digest()
         generator = torch.Generator().manual_seed(int.from_bytes(digest[:4], "big"))
         return degrade(sharp, torch.tensor([key.z_um]), setting=self.setting, generator=generator)
+
+    def window(self, image: Tensor) -> Tensor:
+        """The part of a whole image that is judged."""
+        return central(image, self.crop_px)
+
+
+class ReducedImages:
+    """Sharp files, each made smaller by every factor; the degraded image is the small one enlarged by bicubic interpolation.
+
+    Pixel sizes as in `SimulatedDefocus`. blur: before the reduction, see `blur_then_resize`. A clean image is cut to what whole small
+    pixels show, so that it may lack up to one of them at its right and bottom.
+    """
+
+    degraded_name = BICUBIC
+
+    def __init__(self, files: Sequence[CaseKey], *, scales: Sequence[float], blur: float = 1.0, crop_px: int = 0):
+        if not scales or min(scales) < 1 or max(scales) > LARGEST_SCALE or len({f"{scale:g}" for scale in scales}) < len(scales):
+            raise ValueError(f"--reduce needs one or more different factors from 1 to {LARGEST_SCALE:g}; got {list(scales)}")
+        if blur < 0:
+            raise ValueError(f"--blur {blur:g} must not be negative; 1 is that of ISTE's recipe, 0 none")
+        self.scales, self.blur, self.crop_px = tuple(scales), blur, crop_px
+        self.keys = tuple(replace(file, name=f"{file.name} x{scale:g}", scale=scale, mpp=DESIGN_MPP) for file in files for scale in scales)
+        self._source_mpp = {file.image: file.mpp for file in files}
+
+    def load(self, key: CaseKey) -> Case:
+        """Read the sharp file and make it smaller."""
+        if key.scale is None:
+            raise ValueError(f"{key.name} has no scale; expected a key of this list")
+        file = read_image_file(key.clean)
+        sharp = self.window(at_design_mpp(file.image, self._source_mpp[key.image] or file.pixel_um))
+        height, width = (int(side / key.scale) for side in sharp.shape[-2:])
+        if min(height, width) < 1:
+            raise ImageFileError(
+                f"{key.clean}: has {sharp.shape[-1]} x {sharp.shape[-2]} px, too few to be made {key.scale:g} times smaller"
+            )
+        clean = sharp[..., : round(height * key.scale), : round(width * key.scale)]
+        small = blur_then_resize(clean, (height, width), blur=self.blur)
+        size = (clean.shape[-2], clean.shape[-1])
+        return Case(key=key, clean=clean, degraded=resized(small, size), small=small)
 
     def window(self, image: Tensor) -> Tensor:
         """The part of a whole image that is judged."""

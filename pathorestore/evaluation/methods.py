@@ -5,13 +5,13 @@ from collections import defaultdict
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 import torch
 from torch import Tensor
 
 from pathorestore.evaluation.case_files import named_files
-from pathorestore.evaluation.cases import Case, CaseKey, Cases, SimulatedDefocus, check_size
+from pathorestore.evaluation.cases import DEGRADED, Case, CaseKey, Cases, SimulatedDefocus, check_size
 from pathorestore.metrics.fidelity import psnr
 from pathorestore.pipelines.batch import PlanError
 from pathorestore.pipelines.classical import KnownWiener, UnsharpMask, unsharp_tries, wiener_tries
@@ -20,8 +20,11 @@ from pathorestore.pipelines.raster import ImageFileError
 from pathorestore.pipelines.restorer import Progress, Restorer, silent
 from pathorestore.pipelines.trust import RiskMap, local_error
 
+if TYPE_CHECKING:
+    from pathorestore.pipelines.iste import ISTE
+
 _RISK_POINTS = 400  # of an image; neighbours are alike, as errors are taken over a window
-DEGRADED, UNSHARP, WIENER, CLEAN = "degraded", "unsharp mask", "Wiener, PSF known", "clean"
+UNSHARP, WIENER, CLEAN = "unsharp mask", "Wiener, PSF known", "clean"
 
 
 class Method(Protocol):
@@ -115,16 +118,32 @@ class Restored:
         return torch.stack([one[0, 0, start::step, start::step].flatten() for one in (predicted, true)], dim=1)
 
 
+class Upscaled:
+    """An upscaler at work on the small images. identity: of its weights and settings."""
+
+    def __init__(self, name: str, system: "ISTE", *, identity: Any, tile_px: int, overlap_px: int):
+        self.name, self.system, self.identity = name, system, identity
+        self.tile_px, self.overlap_px = tile_px, overlap_px
+
+    def __call__(self, case: Case) -> Tensor:
+        """Enlarge the small image."""
+        if case.small is None:
+            raise ValueError("only images that were made smaller can be enlarged; add --reduce")
+        size = (case.clean.shape[-2], case.clean.shape[-1])
+        device = next(self.system.parameters()).device
+        return self.system.upscale(case.small.to(device), out_size=size, tile_px=self.tile_px, overlap_px=self.overlap_px).cpu()
+
+
 class Sharpened:
-    """An unsharp mask for each distance from focus; one for all where distances are not known, under the name ""."""
+    """An unsharp mask for each distance or scale; one for all where none is known, under the name ""."""
 
     def __init__(self, masks: Mapping[str, UnsharpMask]):
         self.name, self.masks = UNSHARP, dict(masks)
-        self.identity = {z: str(mask) for z, mask in self.masks.items()}
+        self.identity = {degree: str(mask) for degree, mask in self.masks.items()}
 
     def __call__(self, case: Case) -> Tensor:
         """Sharpen the degraded image."""
-        return self.masks[_distance(case)](_degraded(case))
+        return self.masks[_degree(case)](_degraded(case))
 
 
 class Deconvolved:
@@ -132,44 +151,44 @@ class Deconvolved:
 
     def __init__(self, filters: Mapping[str, KnownWiener]):
         self.name, self.filters = WIENER, dict(filters)
-        self.identity = {z: str(one) for z, one in self.filters.items()}
+        self.identity = {degree: str(one) for degree, one in self.filters.items()}
 
     def __call__(self, case: Case) -> Tensor:
         """Deconvolve the simulated image."""
         if case.simulated is None:
             raise ValueError("the PSF is known of simulated images only; leave the Wiener filter out")
-        return self.filters[_distance(case)](case.simulated)
+        return self.filters[_degree(case)](case.simulated)
 
 
 def tune(cases: Cases, *, wiener: bool, progress: Progress = silent) -> dict[str, dict[str, Any]]:
-    """For each distance, the unsharp mask and, if wanted, the Wiener filter with the highest mean PSNR over the cases.
+    """For each distance or scale, the unsharp mask and, if wanted, the Wiener filter with the highest mean PSNR over the cases.
 
-    By method and distance, as the arguments of `UnsharpMask` and `KnownWiener`, JSON-able. Cases that cannot be read are left out.
+    By method and these, as the arguments of `UnsharpMask` and `KnownWiener`, JSON-able. Cases that cannot be read are left out.
     """
     totals: dict[tuple[str, str], dict[Any, list[float]]] = defaultdict(lambda: defaultdict(list))
     for number, key in enumerate(cases.keys, start=1):
         try:
             case = cases.load(key)
-            degraded, z_um = _degraded(case), _distance(case)
+            degraded, degree = _degraded(case), _degree(case)
         except (ImageFileError, OSError):  # told when its turn comes
             continue
         for mask, image in unsharp_tries(degraded):
-            totals[UNSHARP, z_um][mask].append(psnr(image, case.clean).item())
+            totals[UNSHARP, degree][mask].append(psnr(image, case.clean).item())
         if wiener and isinstance(cases, SimulatedDefocus) and case.simulated is not None:
             for one, image in wiener_tries(case.simulated, from_scan=cases.setting.from_scan):
-                totals[WIENER, z_um][one].append(psnr(image, case.clean).item())
+                totals[WIENER, degree][one].append(psnr(image, case.clean).item())
         progress(number, len(cases.keys))
     found: dict[str, dict[str, Any]] = {name: {} for name in ((UNSHARP, WIENER) if wiener else (UNSHARP,))}
-    for (method, z_um), tries in totals.items():
-        found[method][z_um] = vars(max(tries, key=lambda one: torch.tensor(tries[one], dtype=torch.float64).mean().item()))
+    for (method, degree), tries in totals.items():
+        found[method][degree] = vars(max(tries, key=lambda one: torch.tensor(tries[one], dtype=torch.float64).mean().item()))
     return found
 
 
 def tuned_methods(found: Mapping[str, Mapping[str, Any]]) -> list[Method]:
     """The methods that `tune` found."""
-    methods: list[Method] = [Sharpened({z: UnsharpMask(**one) for z, one in found[UNSHARP].items()})]
+    methods: list[Method] = [Sharpened({degree: UnsharpMask(**one) for degree, one in found[UNSHARP].items()})]
     if WIENER in found:
-        methods.append(Deconvolved({z: KnownWiener(**one) for z, one in found[WIENER].items()}))
+        methods.append(Deconvolved({degree: KnownWiener(**one) for degree, one in found[WIENER].items()}))
     return methods
 
 
@@ -186,5 +205,8 @@ def _degraded(case: Case) -> Tensor:
     return case.degraded
 
 
-def _distance(case: Case) -> str:
-    return "" if case.key.z_um is None or case.simulated is None else f"{case.key.z_um:g}"
+def _degree(case: Case) -> str:
+    """How far an image was degraded here, as a reader says it; "" where it was not."""
+    if case.small is not None and case.key.scale is not None:
+        return f"x{case.key.scale:g}"
+    return "" if case.key.z_um is None or case.simulated is None else f"{case.key.z_um:g} um"

@@ -9,7 +9,8 @@ from torch import Tensor
 
 from pathorestore.atomic import write_atomic
 from pathorestore.evaluation.cases import CaseKey
-from pathorestore.evaluation.results import PictureSet, ScoreRow
+from pathorestore.evaluation.report_format import with_unit
+from pathorestore.evaluation.results import FOCUS, SCALE, PictureSet, ScoreRow
 from pathorestore.image import to_uint8
 from pathorestore.pipelines.contact_sheet import busiest_corner
 
@@ -74,6 +75,12 @@ def extremes(rows: Iterable[ScoreRow], *, column: str, method: str, over: str) -
     return {low: f"smallest {words}: {gains[low]:+.2f} dB", high: f"largest {words}: {gains[high]:+.2f} dB"}
 
 
+def _degraded_by(key: CaseKey) -> str:
+    if key.scale is not None:
+        return with_unit(SCALE, f"{key.scale:g}")
+    return "" if key.z_um is None else f"z {with_unit(FOCUS, f'{key.z_um:g}')}".replace("-", "\u2212")
+
+
 def picture_sets(
     shelf: PictureShelf,
     keys: Sequence[CaseKey],
@@ -88,7 +95,9 @@ def picture_sets(
         if row.case in scores:
             scores[row.case][row.method] = {name: row.scores[name] for name in columns if name in row.scores}
     return [
-        PictureSet(case=key.name, z_um=key.z_um, why=why[key.name], pictures=pictures, scores=scores[key.name], pixel_um=key.mpp)
+        PictureSet(
+            case=key.name, degraded_by=_degraded_by(key), why=why[key.name], pictures=pictures, scores=scores[key.name], pixel_um=key.mpp
+        )
         for key in keys
         if key.name in why and len(pictures := shelf.on_it(key, labels)) > 1
     ]

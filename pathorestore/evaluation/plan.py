@@ -9,15 +9,17 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from pathorestore.degradations.recipes import Setting
 from pathorestore.evaluation.case_files import chosen, files_of_folder, files_of_manifest, read_facts
-from pathorestore.evaluation.cases import CaseKey, Cases, FilePairs, SimulatedDefocus
+from pathorestore.evaluation.cases import CaseKey, Cases, FilePairs, ReducedImages, SimulatedDefocus
 from pathorestore.evaluation.measures import AGREEING, FRECHET, Features, Measure, Tools, chosen_measures, frechet_features
-from pathorestore.evaluation.methods import CLEAN, DEGRADED, UNSHARP, WIENER, Degraded, Method, Restored, RestoredFiles, tune, tuned_methods
+from pathorestore.evaluation.methods import CLEAN, UNSHARP, WIENER, Degraded, Method, Restored, RestoredFiles, Upscaled, tune, tuned_methods
 from pathorestore.evaluation.run import Evaluation, state
 from pathorestore.evaluation.summarise import Grouping, Question
 from pathorestore.pipelines.assemble import RestoreOptions, ready_restorer
 from pathorestore.pipelines.batch import PlanError
+from pathorestore.pipelines.enlarge import Enlargement
 from pathorestore.pipelines.restorer import Progress, silent
 from pathorestore.pipelines.trust import DEFAULT_SEEDS, ready_risk_map
+from pathorestore.pipelines.upscale_file import UpscaleOptions, ready_upscaler
 from pathorestore.version import __version__
 
 if TYPE_CHECKING:
@@ -34,7 +36,8 @@ class EvaluateOptions:
     """Wishes for an evaluation; the names in messages are those of the command line.
 
     clean, degraded: folders whose files belong together by name; or manifest and split. facts: CSV that knows slides and patients.
-    simulate: distances in um at which sharp images are put out of focus; setting: of the simulator. restored: (name, folder) of images
+    simulate: distances in um at which sharp images are put out of focus; setting: of the simulator. reduce: factors by which sharp images
+    are made smaller, for upscalers; blur: before that, 1 as in ISTE's recipe. restored: (name, folder) of images
     made elsewhere. models, coarse: (name, model) run here, whole or their first stage alone; the model "default" is the embedded one.
     baselines: what is compared besides. tune_on: sharp images that the baselines are tuned on, None for the measured ones. metrics: names
     of `MEASURES`, none for all. iqa: folder of parameters of NIQE and BRISQUE, None for the embedded ones. patch_px: 0 measures whole
@@ -48,6 +51,8 @@ class EvaluateOptions:
     facts: Path | None = None
     simulate: tuple[float, ...] = ()
     setting: str = "ideal"
+    reduce: tuple[float, ...] = ()
+    blur: float = 1.0
     restored: tuple[Named, ...] = ()
     models: tuple[Named, ...] = ()
     coarse: tuple[Named, ...] = ()
@@ -70,20 +75,25 @@ class EvaluateOptions:
 
     def __post_init__(self) -> None:
         tuned = {"unsharp", "wiener"} & set(self.baselines)
-        cut = bool(self.patch_px or self.crop_px or self.simulate)
+        made = bool(self.simulate or self.reduce)
+        cut = bool(self.patch_px or self.crop_px or made)
         refused = {
             "name the clean images with --clean, or pairs with --manifest, one of them": (self.clean is None) == (self.manifest is None),
-            "--degraded belongs to --clean; --simulate and --manifest bring their own": self.degraded and (self.simulate or self.manifest),
+            "--simulate and --reduce degrade in different ways; give one of them": self.simulate and self.reduce,
+            "--degraded belongs to --clean; --simulate, --reduce and --manifest bring their own": self.degraded and (made or self.manifest),
+            "--blur belongs to --reduce": self.blur != 1.0 and not self.reduce,
+            "--coarse and --risk are for restorers, and --reduce for upscalers, which have neither": self.reduce
+            and (self.coarse or self.risk),
             "--facts belongs to --clean; a manifest has columns for what is known": self.facts and self.manifest,
-            "--restored images are of one degraded image each, which --simulate makes anew; give its files with --degraded": self.simulate
+            "--restored images are of one degraded image each, --simulate and --reduce make these anew; give files with --degraded": made
             and self.restored,
             "--baseline wiener needs the PSF, which is known of simulated images only; add --simulate or leave it out": not self.simulate
             and "wiener" in self.baselines,
-            "--tune-on belongs to --simulate with --baseline unsharp or wiener": self.tune_on and not (self.simulate and tuned),
+            "--tune-on belongs to --simulate or --reduce, with --baseline unsharp or wiener": self.tune_on and not (made and tuned),
             "--setting belongs to --simulate": self.setting != "ideal" and not self.simulate,
             "--risk judges the risk maps of models; name one with --model or --coarse": self.risk and not (self.models or self.coarse),
-            "label maps made elsewhere fit whole images as they are; leave --crop, --level patch and --simulate out, or name another "
-            "--segmenter": cut and self.segmenter.startswith("precomputed"),
+            "label maps made elsewhere fit whole images as they are; leave --crop, --level patch, --simulate and --reduce out, or name "
+            "another --segmenter": cut and self.segmenter.startswith("precomputed"),
             f"--setting {self.setting!r} is unknown; expected one of {', '.join(SETTINGS)}": self.setting not in SETTINGS,
             f"--patch {self.patch_px}, --crop {self.crop_px} and --pictures {self.pictures} must not be negative": min(
                 self.patch_px, self.crop_px, self.pictures
@@ -97,7 +107,7 @@ class EvaluateOptions:
     @property
     def pairs(self) -> bool:
         """Whether there are degraded images, so that models can be run."""
-        return bool(self.degraded or self.simulate or self.manifest)
+        return bool(self.degraded or self.simulate or self.reduce or self.manifest)
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -135,7 +145,7 @@ class Plan:
     def names(self) -> tuple[str, ...]:
         """Of all methods: the degraded image and the baselines first."""
         given = [method.name for method in self.methods]
-        first = given[:1] if given[:1] == [DEGRADED] else []
+        first = given[:1] if given[:1] == [self.cases.degraded_name] else []
         return (*first, *_tuned_names(self.options), *given[len(first) :])
 
     @property
@@ -181,7 +191,7 @@ class Plan:
         for method in evaluation.methods:
             if method.name in (UNSHARP, WIENER):
                 on = "other images" if self.options.tune_on else "the judged images themselves, which favours it"
-                settings = "; ".join(f"{f'{z} um: ' if z else ''}{setting}" for z, setting in method.identity.items())
+                settings = "; ".join(f"{f'{degree}: ' if degree else ''}{setting}" for degree, setting in method.identity.items())
                 told.append(f"{method.name} was tuned for the highest PSNR on {on}: {settings}.")
         return tuple(told)
 
@@ -207,13 +217,15 @@ def plan(options: EvaluateOptions, *, progress: Progress = silent) -> Plan:
         raise ValueError(
             f"none of the chosen metrics can be had: {'; '.join(f'{name}: {why}' for name, why in (left_out | without).items())}"
         )
-    methods = [*_baseline(options), *_restored(options, cases), *_models(options, cases, progress)]
+    methods = [*_baseline(options, cases), *_restored(options, cases), *_models(options, cases, progress)]
     settings = {
         "pathorestore": __version__,
         "source": [str(path.resolve()) if path else "" for path in (options.clean, options.degraded, options.manifest)],
         "split": options.split if options.manifest else "",
         "simulate": list(options.simulate),
         "setting": options.setting if options.simulate else "",
+        "reduce": list(options.reduce),
+        "blur": options.blur if options.reduce else "",
         "crop_px": options.crop_px,
         "patch_px": options.patch_px,
         "seed": options.restore.seed,
@@ -275,15 +287,17 @@ def _files(options: EvaluateOptions) -> list[CaseKey]:
 
 
 def _cases(options: EvaluateOptions, files: Sequence[CaseKey]) -> Cases:
-    if not options.simulate:
+    if not (options.simulate or options.reduce):
         return FilePairs(keys=tuple(files), crop_px=options.crop_px)
     sharp = [replace(file, degraded=None) for file in files]
+    if options.reduce:
+        return ReducedImages(sharp, scales=options.reduce, blur=options.blur, crop_px=options.crop_px)
     setting = SETTINGS[options.setting]()
     return SimulatedDefocus(sharp, z_um=options.simulate, setting=setting, seed=options.restore.seed, crop_px=options.crop_px)
 
 
-def _baseline(options: EvaluateOptions) -> list[Method]:
-    return [Degraded()] if options.pairs and "degraded" in options.baselines else []
+def _baseline(options: EvaluateOptions, cases: Cases) -> list[Method]:
+    return [Degraded(name=cases.degraded_name)] if options.pairs and "degraded" in options.baselines else []
 
 
 def _restored(options: EvaluateOptions, cases: Cases) -> list[Method]:
@@ -295,6 +309,8 @@ def _models(options: EvaluateOptions, cases: Cases, progress: Progress) -> list[
     if asked and not options.pairs:
         raise ValueError("a model needs degraded images; name them with --degraded, or make them with --simulate")
     methods: list[Method] = []
+    if options.reduce:
+        return [_upscaler(options, name, where) for name, where, _ in asked]
     for name, where, coarse_only in asked:
         wishes = replace(
             options.restore,
@@ -310,6 +326,17 @@ def _models(options: EvaluateOptions, cases: Cases, progress: Progress) -> list[
         window = cases.window
         methods.append(Restored(name, ready.restorer, identity=identity, seed=wishes.seed, risk=risk, window=window))
     return methods
+
+
+def _upscaler(options: EvaluateOptions, name: str, where: str) -> Method:
+    wishes = UpscaleOptions(
+        target=Enlargement(scale=max(options.reduce)),
+        model=None if where == EMBEDDED else where,
+        device=options.restore.device,
+    )
+    ready = ready_upscaler(wishes)
+    identity = {"model": ready.system.model_id, "weights_sha256": ready.system.weights_sha256, **ready.parameters}
+    return Upscaled(name, ready.system, identity=identity, tile_px=wishes.tile_px, overlap_px=wishes.overlap_px)
 
 
 def _segmenter(options: EvaluateOptions) -> Any:

@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from pathorestore.evaluation.report_format import counted, decimals_for, distance, number, shortened
+from pathorestore.evaluation.report_format import counted, decimals_for, number, shortened, stretch, with_unit
 from pathorestore.evaluation.results import Agreement, Bin, Column, RiskCurve, ScoreRow, Summary
 from pathorestore.metrics.statistics import Interval
 
@@ -110,27 +110,27 @@ def _spread(numbers: NDArray[np.float64]) -> NDArray[np.float64]:
     return 0.08 + 0.58 * counts[where] / counts.max() * ((np.arange(len(numbers)) * _GOLDEN) % 1)
 
 
-def defocus_curves(summary: Summary) -> list[Plot]:
-    """Mean of each binned column against the distance from focus, and beside it the gain over the first method, image by image."""
+def degradation_curves(summary: Summary) -> list[Plot]:
+    """Mean of each binned column against what images are degraded by, and beside it the gain over the first method, image by image."""
     order = {column.key: column for column in summary.columns if not column.detail}
     keys = [key for key in order if any(one.column == key for one in summary.bins)][:MOST_COLUMNS]
     if not keys:
         return []
     with _drawing():
-        return [_defocus_curve(summary, order[key], [one for one in summary.bins if one.column == key]) for key in keys]
+        return [_degradation_curve(summary, order[key], [one for one in summary.bins if one.column == key]) for key in keys]
 
 
-def _defocus_curve(summary: Summary, column: Column, bins: list[Bin]) -> Plot:
-    edges = sorted({(one.low_um, one.high_um) for one in bins})
-    found = {(one.method, (one.low_um, one.high_um)): one.interval for one in bins}
+def _degradation_curve(summary: Summary, column: Column, bins: list[Bin]) -> Plot:
+    edges = sorted({(one.low, one.high) for one in bins})
+    found = {(one.method, (one.low, one.high)): one.interval for one in bins}
     figure = _figure(_WIDTH_IN, 4.2)
     left, right = figure.subplots(1, 2)
     first, *others = summary.methods
-    gains = {(one.method, (one.low_um, one.high_um)): one.gain for one in bins}
+    gains = {(one.method, (one.low, one.high)): one.gain for one in bins}
     for axes, methods, values in ((left, summary.methods, found), (right, tuple(others), gains)):
         _lines(axes, summary, methods, values, edges)
-        axes.set_xticks(_places(edges), [distance(*edge) for edge in edges])
-        axes.set_xlabel("distance from focus, \u00b5m")
+        axes.set_xticks(_places(edges), [stretch(*edge) for edge in edges])
+        axes.set_xlabel(_label(summary.axis.name, summary.axis.unit))
         axes.grid(axis="y")
     left.set_ylabel(_label(column.label, column.unit))
     right.set_ylabel(_label(f"{column.label}, gain over {shortened(first, 20)}", column.unit))
@@ -140,10 +140,14 @@ def _defocus_curve(summary: Summary, column: Column, bins: list[Bin]) -> Plot:
     digits = decimals_for((interval.mean for interval in found.values()), column.unit)
     told = "; ".join(
         f"{method} "
-        + ", ".join(f"{number(found[method, edge].mean, digits)} at {distance(*edge)} \u00b5m" for edge in edges if (method, edge) in found)
+        + ", ".join(
+            f"{number(found[method, edge].mean, digits)} at {with_unit(summary.axis, stretch(*edge))}"
+            for edge in edges
+            if (method, edge) in found
+        )
         for method in summary.methods
     )
-    return Plot(column.label, f"Mean {column.label} against distance from focus: {told}", _svg(figure))
+    return Plot(column.label, f"Mean {column.label} against {summary.axis.name}: {told}", _svg(figure))
 
 
 def _lines(axes: Any, summary: Summary, methods: tuple[str, ...], values: dict[Any, Interval], edges: list[tuple[float, float]]) -> None:

@@ -96,7 +96,7 @@ def _set_data(one: PictureSet, summary: Summary) -> dict[str, Any]:
     return {
         "name": visible(one.case),
         "why": visible(one.why),
-        "z": "" if one.z_um is None else f"z {one.z_um:g} \u00b5m".replace("-", "\u2212"),
+        "degraded_by": visible(one.degraded_by),
         "pixel_um": one.pixel_um,
         "width": width,
         "height": height,

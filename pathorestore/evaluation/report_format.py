@@ -5,7 +5,7 @@ import math
 import re
 from collections.abc import Iterable
 
-from pathorestore.evaluation.results import Column
+from pathorestore.evaluation.results import SCALE, Axis, Column
 from pathorestore.metrics.statistics import Interval
 
 NOTHING = "\u2013"  # an en dash, for a number that does not exist
@@ -66,11 +66,16 @@ def p_value(value: float) -> str:
     return "<\u00a00.001" if value < 0.001 else f"{value:#.3g}"
 
 
-def distance(low_um: float, high_um: float) -> str:
-    """A distance from focus, or a range of them, without the unit."""
-    if low_um == high_um:
-        return f"{low_um:g}"
-    return f"\u2265 {low_um:g}" if math.isinf(high_um) else f"{low_um:g} \u2013 {high_um:g}"
+def stretch(low: float, high: float) -> str:
+    """A value of an axis, or a range of them, without the unit."""
+    if low == high:
+        return f"{low:g}"
+    return f"\u2265 {low:g}" if math.isinf(high) else f"{low:g} \u2013 {high:g}"
+
+
+def with_unit(axis: Axis, value: str) -> str:
+    """A value of an axis as one says it: 1.6 um, x2."""
+    return f"\u00d7{value}" if axis == SCALE else f"{value} \u00b5m"
 
 
 def counted(count: int, unit: str) -> str:

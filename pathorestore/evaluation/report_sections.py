@@ -6,7 +6,7 @@ from typing import NamedTuple
 
 from pathorestore.evaluation import plots, report_tables
 from pathorestore.evaluation.report_format import NOTHING, escaped, name
-from pathorestore.evaluation.results import ScoreRow, Summary
+from pathorestore.evaluation.results import FOCUS, ScoreRow, Summary
 
 
 class Section(NamedTuple):
@@ -72,12 +72,12 @@ def plot_sections(summary: Summary, rows: Sequence[ScoreRow]) -> list[Section]:
         (
             Section(
                 "defocus",
-                "By distance from focus",
+                f"By {summary.axis.name}",
                 f"Left: means. Right: the gain over {name(summary.methods[0])}, case by case. Vertical lines: "
                 f"95 % bootstrap intervals over {escaped(summary.unit)}s.",
-                "Focus",
+                "Focus" if summary.axis == FOCUS else "Scales",
             ),
-            plots.defocus_curves(summary),
+            plots.degradation_curves(summary),
         ),
         (
             Section(
@@ -129,7 +129,7 @@ def record_sections(summary: Summary) -> list[Section]:
 
 def _statistics(summary: Summary) -> str:
     unit = escaped(summary.unit)
-    words = {"Case": "One image as it is restored; at several distances from focus, one for each."}
+    words = {"Case": "One image as it is restored; degraded in several ways, one for each."}
     words["Interval"] = f"95 % percentile bootstrap: whole {unit}s are drawn with replacement, each with all its cases."
     if summary.comparisons:
         words["p"] = "Two-sided Wilcoxon signed-rank test of the paired differences; p (Holm) is adjusted for all tests of this report."

@@ -32,9 +32,9 @@ class Column:
 class ScoreRow:
     """One image under one method. case: its name, the same for all methods. slide, patient: "" if not known. z_um: distance from focus.
 
-    image: the file that the case was made of; several cases are of one image where defocus is simulated. scores: by column key; NaN where
-    a number does not exist, such as nuclei in an image without any. notes: why a metric gave nothing here, by its name. error: why there
-    are no scores, empty if there are.
+    scale: how many times the image was made smaller. image: the file that the case was made of; several cases are of one image where
+    degradations are simulated. scores: by column key; NaN where a number does not exist, such as nuclei in an image without any. notes: why
+    a metric gave nothing here, by its name. error: why there are no scores, empty if there are.
     """
 
     case: str
@@ -43,6 +43,7 @@ class ScoreRow:
     slide: str = ""
     patient: str = ""
     z_um: float | None = None
+    scale: float | None = None
     scores: dict[str, float] = field(default_factory=dict)
     notes: dict[str, str] = field(default_factory=dict)
     error: str = ""
@@ -92,17 +93,31 @@ class Compared:
     reason: str = ""
 
 
+@dataclass(frozen=True)
+class Axis:
+    """What images are degraded by, against which scores are shown: a field of `ScoreRow`, its name, symbol and unit."""
+
+    field: str
+    name: str
+    symbol: str
+    unit: str
+
+
+FOCUS = Axis("z_um", "distance from focus", "z", "um")
+SCALE = Axis("scale", "scale", "scale", "x")
+
+
 @dataclass(frozen=True, kw_only=True)
 class Bin:
-    """Mean of a column over the images of one method whose distance from focus lies in [low_um, high_um), or is that if both are one.
+    """Mean of a column over the images of one method that lie in [low, high) on the summary's `axis`, or there if both are one.
 
     gain: as of `Score`.
     """
 
     column: str
     method: str
-    low_um: float
-    high_um: float
+    low: float
+    high: float
     interval: Interval
     images: int
     gain: Interval = UNKNOWN
@@ -140,10 +155,13 @@ class RiskCurve:
 
 @dataclass(frozen=True, kw_only=True)
 class PictureSet:
-    """One image as all methods show it, for the comparer. pictures: label -> PNG or JPEG file, "clean" among them. why: it was chosen."""
+    """One image as all methods show it, for the comparer. pictures: label -> PNG or JPEG file, "clean" among them. why: it was chosen.
+
+    degraded_by: how far, with its unit; "" if not known.
+    """
 
     case: str
-    z_um: float | None
+    degraded_by: str
     why: str
     pictures: dict[str, Path]
     scores: dict[str, dict[str, float]]
@@ -158,6 +176,7 @@ class Summary:
     intervals are drawn. left_out: metric -> why it could not be computed. failures: (image, method, reason). set_scores: (label, method,
     value, note) of numbers that belong to a set of images, such as the Frechet distance. level: below which an adjusted p makes a claim.
     run: facts of the run, for the record; created_utc among them. notes: sentences that a reader must know before the numbers.
+    axis: what the bins are of.
     """
 
     title: str
@@ -178,6 +197,7 @@ class Summary:
     run: dict[str, Any]
     level: float = 0.01
     notes: tuple[str, ...] = ()
+    axis: Axis = FOCUS
 
     @property
     def shown(self) -> tuple[str, ...]:

@@ -14,7 +14,7 @@ from torch import Tensor
 from pathorestore.evaluation.cases import Case, CaseKey, Cases
 from pathorestore.evaluation.journal import Journal, Kind
 from pathorestore.evaluation.measures import Features, Measure
-from pathorestore.evaluation.methods import CLEAN, DEGRADED, Method, Restored, RestoredFiles
+from pathorestore.evaluation.methods import CLEAN, Method, Restored, RestoredFiles
 from pathorestore.evaluation.pictures import PictureShelf
 from pathorestore.evaluation.results import ScoreRow
 from pathorestore.pipelines.batch import explain
@@ -59,7 +59,7 @@ class Evaluation:
         """What a row depends on besides the settings: its files as they are now, what is known of them, and the method."""
         method = next((method for method in self.methods if method.name == name), None)
         files = [key.clean, *([key.degraded] if key.degraded else []), *(method.files(key) if isinstance(method, RestoredFiles) else ())]
-        known = [key.z_um, key.mpp, None if method is None else method.identity, [state(path) for path in files]]
+        known = [key.z_um, key.scale, key.mpp, None if method is None else method.identity, [state(path) for path in files]]
         return hashlib.sha256(json.dumps(known, sort_keys=True).encode()).hexdigest()
 
     def draw(self, key: CaseKey, shelf: PictureShelf) -> None:
@@ -75,11 +75,10 @@ class Evaluation:
             except Exception:
                 continue
 
-    @staticmethod
-    def _shelve(key: CaseKey, case: Case, shelf: PictureShelf) -> None:
+    def _shelve(self, key: CaseKey, case: Case, shelf: PictureShelf) -> None:
         shelf.keep(key, CLEAN, case.clean, case.clean)
         if case.degraded is not None:
-            shelf.keep(key, DEGRADED, case.degraded, case.clean)
+            shelf.keep(key, self.cases.degraded_name, case.degraded, case.clean)
 
     def names(self) -> list[str]:
         """The methods, and the clean image where something is measured without a partner."""
@@ -87,7 +86,15 @@ class Evaluation:
         return [method.name for method in self.methods] + ([CLEAN] if blind else [])
 
     def _rows(self, key: CaseKey, wanted: Sequence[str], shelf: PictureShelf) -> Iterator[tuple[ScoreRow, Arrays]]:
-        start = ScoreRow(case=key.name, method="", image=key.field or key.image, slide=key.slide, patient=key.patient, z_um=key.z_um)
+        start = ScoreRow(
+            case=key.name,
+            method="",
+            image=key.field or key.image,
+            slide=key.slide,
+            patient=key.patient,
+            z_um=key.z_um,
+            scale=key.scale,
+        )
         try:
             case = self.cases.load(key)
         except Exception as error:  # one bad file ends nothing

@@ -14,7 +14,7 @@ from pathorestore.evaluation.journal import Kind
 from pathorestore.evaluation.measures import Agreeing, Features
 from pathorestore.evaluation.methods import CLEAN
 from pathorestore.evaluation.report_format import counted
-from pathorestore.evaluation.results import UNKNOWN, Agreement, Bin, Column, Compared, RiskCurve, Score, ScoreRow, Summary
+from pathorestore.evaluation.results import FOCUS, SCALE, UNKNOWN, Agreement, Bin, Column, Compared, RiskCurve, Score, ScoreRow, Summary
 from pathorestore.metrics.agreement import bland_altman
 from pathorestore.metrics.comparison import FEWEST, Verdict, judge, paired_test
 from pathorestore.metrics.frechet import INDICATIVE_BELOW, frechet_distance
@@ -63,6 +63,7 @@ class _Table:
         self.cases = list(dict.fromkeys(row.case for row in self.rows))
         self.first = {row.case: row for row in reversed(self.rows)}
         self.unit = _unit(self.rows, grouping)
+        self.axis = SCALE if any(row.scale is not None for row in self.rows) else FOCUS
 
     def group(self, case: str) -> Hashable:
         row = self.first[case]
@@ -93,6 +94,7 @@ def summarise(rows: Iterable[ScoreRow], question: Question, arrays: Arrays = _no
         columns=question.columns,
         cases=len(table.cases),
         unit=table.unit,
+        axis=table.axis,
         groups=len({table.group(case) for case in table.cases}),
         scores=tuple(
             score for column in question.columns for method in shown if (score := _score(table, column, method, shown[0])) is not None
@@ -236,13 +238,13 @@ def _verdict(column: Column, difference: Interval, found: Verdict, place: _Place
 
 
 def _bins(table: _Table, question: Question) -> list[Bin]:
-    """Every column over the distance from focus: at each distance where there are few, else in bins."""
-    known = {case: abs(z) for case in table.cases if (z := table.first[case].z_um) is not None}
-    distances = sorted(set(known.values()))
-    edges = [(z, z) for z in distances] if len(distances) <= _DISTANCES else list(itertools.pairwise(_BINS_UM))
+    """Every column over what images are degraded by: at each value where there are few, else in bins of the distance from focus."""
+    known = {case: abs(at) for case in table.cases if (at := getattr(table.first[case], table.axis.field)) is not None}
+    values = sorted(set(known.values()))
+    edges = [(at, at) for at in values] if len(values) <= _DISTANCES or table.axis == SCALE else list(itertools.pairwise(_BINS_UM))
     found = []
     for low, high in edges:
-        inside = [case for case, z in known.items() if z == low or low <= z < high]
+        inside = [case for case, at in known.items() if at == low or low <= at < high]
         for column in (one for one in question.columns if inside and not one.detail):
             for method in question.methods:
                 values, groups = table.values(method, column.key, inside)
@@ -250,7 +252,7 @@ def _bins(table: _Table, question: Question) -> list[Bin]:
                 if there:
                     interval = _mean(values, groups)
                     gain = _gain(table, column, method, question.methods[0], inside)
-                    one = Bin(column=column.key, method=method, low_um=low, high_um=high, interval=interval, images=there, gain=gain)
+                    one = Bin(column=column.key, method=method, low=low, high=high, interval=interval, images=there, gain=gain)
                     found.append(one)
     return found
 

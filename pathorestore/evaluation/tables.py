@@ -9,22 +9,20 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from pathorestore.atomic import write_atomic
-from pathorestore.evaluation.report_format import counted, distance, p_value
+from pathorestore.evaluation.report_format import counted, p_value, stretch, with_unit
 from pathorestore.evaluation.results import Bin, Column, Compared, Score, ScoreRow, Summary
 from pathorestore.pipelines.report_text import aligned
 
 SCORES_CSV, SCORES_PARQUET, SUMMARY_JSON, TABLES_MD = "scores.csv", "scores.parquet", "summary.json", "tables.md"
-_FACTS = ("case", "image", "slide", "patient", "z_um", "method", "error")
+_NUMBERS = ("z_um", "scale")
+_FACTS = ("case", "image", "slide", "patient", *_NUMBERS, "method", "error")
 _DASH, _MOST_FAILURES = "-", 100
 
 
 def write_tables(folder: Path, rows: Sequence[ScoreRow], summary: Summary) -> tuple[list[Path], tuple[str, ...]]:
     """Write rows and summary into a folder; returns the files, and a sentence for each that could not be written."""
     keys = [column.key for column in summary.columns]
-    table = [
-        [row.case, row.image, row.slide, row.patient, row.z_um, row.method, row.error, *(row.scores.get(key) for key in keys)]
-        for row in rows
-    ]
+    table = [[*(getattr(row, name) for name in _FACTS), *(row.scores.get(key) for key in keys)] for row in rows]
     header = [*_FACTS, *keys]
     write_atomic(folder / SCORES_CSV, _csv(header, table))
     write_atomic(folder / SUMMARY_JSON, (json.dumps(summary.to_dict(), indent=1) + "\n").encode())
@@ -52,7 +50,7 @@ def _parquet(header: Sequence[str], table: Sequence[Sequence[object]]) -> bytes 
         from pyarrow import parquet
     except ImportError:
         return None
-    texts = set(_FACTS) - {"z_um"}
+    texts = set(_FACTS) - set(_NUMBERS)
     columns = {}
     for at, name in enumerate(header):
         values = [row[at] for row in table]
@@ -90,7 +88,7 @@ def terminal_text(summary: Summary) -> str:
 
 
 def markdown(summary: Summary) -> str:
-    """The same for a page: means with intervals, comparisons, and the first columns over the distance from focus."""
+    """The same for a page: means with intervals, comparisons, and the first columns over what images are degraded by."""
     size = f"{counted(summary.cases, 'case')}, {counted(summary.groups, summary.unit)}; intervals of 95 % over {summary.unit}s."
     parts = [f"# {_cell(summary.title)}", size, *(_cell(note) for note in summary.notes)]
     methods = summary.shown
@@ -104,9 +102,9 @@ def markdown(summary: Summary) -> str:
         sets = [[label, method, f"{value:.4g}", note] for label, method, value, note in summary.set_scores]
         parts += ["## Sets of images", _grid(["distance", "method", "value", "of"], sets)]
     for column in summary.columns:
-        by_distance = _by_distance(summary, column)
-        if by_distance:
-            parts += [f"## {_title(column)} by distance from focus", by_distance]
+        by_degradation = _by_degradation(summary, column)
+        if by_degradation:
+            parts += [f"## {_title(column)} by {summary.axis.name}", by_degradation]
     if summary.left_out:
         parts += ["## Left out", *(f"* {_cell(name)}: {_cell(why)}" for name, why in summary.left_out.items())]
     if summary.failures:
@@ -114,15 +112,21 @@ def markdown(summary: Summary) -> str:
     return "\n\n".join(parts) + "\n"
 
 
-def _by_distance(summary: Summary, column: Column) -> str:
-    """Means of the methods at each distance, and what they gain over the first with the interval of that."""
-    bins = {(one.low_um, one.method): one for one in summary.bins if one.column == column.key}
-    places = sorted({(one.low_um, one.high_um) for one in bins.values()})
+def _by_degradation(summary: Summary, column: Column) -> str:
+    """Means of the methods at each place of the axis, and what they gain over the first with the interval of that."""
+    bins = {(one.low, one.method): one for one in summary.bins if one.column == column.key}
+    places = sorted({(one.low, one.high) for one in bins.values()})
     if not places or column.detail or column.better == "none":
         return ""
     overall = {score.method: score for score in summary.scores if score.column == column.key}
-    rows = [[f"{distance(*place)} um", *(_with_gain(column, bins.get((place[0], name))) for name in summary.methods)] for place in places]
-    return _grid(["z", *summary.methods], [*rows, ["all", *(_with_gain(column, overall.get(name)) for name in summary.methods)]])
+    names = [with_unit(summary.axis, stretch(*place)).replace("\u00b5m", "um").replace("\u00d7", "x") for place in places]
+    rows = [
+        [name, *(_with_gain(column, bins.get((place[0], method))) for method in summary.methods)]
+        for name, place in zip(names, places, strict=True)
+    ]
+    return _grid(
+        [summary.axis.symbol, *summary.methods], [*rows, ["all", *(_with_gain(column, overall.get(name)) for name in summary.methods)]]
+    )
 
 
 def _with_gain(column: Column, found: Bin | Score | None) -> str:

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from pathorestore.evaluation.journal import JOURNAL, Journal
-from pathorestore.evaluation.methods import CLEAN, DEGRADED
+from pathorestore.evaluation.methods import CLEAN
 from pathorestore.evaluation.pictures import PICTURES, PictureShelf, extremes, picture_sets, spread
 from pathorestore.evaluation.plan import Plan
 from pathorestore.evaluation.results import PictureSet, ScoreRow, Summary
@@ -82,7 +82,7 @@ def _pictures(plan: Plan, evaluation: Evaluation, rows: Sequence[ScoreRow], shel
     names = [method.name for method in evaluation.methods]
     why = {key.name: "one of an even spread" for key in keys if shelf.wants(key.name)}
     why |= extremes(rows, column=_SCORE, method=summary.reference, over=names[0]) if summary.reference != names[0] else {}
-    labels = list(dict.fromkeys([DEGRADED, *names, CLEAN]))
+    labels = list(dict.fromkeys([plan.cases.degraded_name, *names, CLEAN]))
     for key in keys:
         if key.name in why and len(shelf.on_it(key, [*names, CLEAN])) < len(names) + 1:
             evaluation.draw(key, shelf)

@@ -75,12 +75,12 @@ class ImplicitDecoderConfig:
     @classmethod
     def tiny(cls) -> "ImplicitDecoderConfig":
         """Of the size of `TextureDecoderConfig.tiny()`, about."""
-        return cls(features=32, hidden=(128, 128, 128), texture=64, skip="bicubic")
+        return cls(features=32, hidden=(168, 168, 168), texture=64, skip="bicubic")
 
     @classmethod
     def base(cls) -> "ImplicitDecoderConfig":
         """Of the size of `TextureDecoderConfig.base()`, about."""
-        return cls(hidden=(256, 256, 256), texture=128, skip="bicubic")
+        return cls(hidden=(352, 352, 352), texture=128, skip="bicubic")
 
     @classmethod
     def paper(cls) -> "ImplicitDecoderConfig":

@@ -58,7 +58,7 @@
       });
       const missing = wanted.filter((label) => !view.set.pictures.some((picture) => picture.label === label));
       const absent = missing.length ? `; no picture of ${missing.join(" and ")}` : "";
-      byId("why").textContent = `${view.set.name}${view.set.z && `, ${view.set.z}`}${view.set.why && `: ${view.set.why}`}${absent}`;
+      byId("why").textContent = `${view.set.name}${view.set.degraded_by && `, ${view.set.degraded_by}`}${view.set.why && `: ${view.set.why}`}${absent}`;
       byId("scale").hidden = !view.set.pixel_um;
       showPictures();
       fit();
@@ -204,7 +204,7 @@
     sides.forEach((side) => side.choice.addEventListener("change", () => { showPictures(); draw(); }));
 
     data.sets.forEach((set, index) => {
-      const parts = [make("bdi", [set.name], {}), make("small", [[set.z, set.why].filter(Boolean).join(", ")], {})];
+      const parts = [make("bdi", [set.name], {}), make("small", [[set.degraded_by, set.why].filter(Boolean).join(", ")], {})];
       const button = make("button", parts, { type: "button" });
       button.addEventListener("click", () => chooseCase(index));
       byId("cases").append(make("li", [button], {}));
