@@ -17,7 +17,7 @@ from pathorestore.hub import WeightsError
 from pathorestore.models.defocus import DefocusEstimator, DefocusEstimatorConfig
 from pathorestore.models.encoders import Embedding, TinyEncoder, TinyEncoderConfig
 from pathorestore.models.implicit_decoders import ImplicitDecoderConfig, LIIFDecoder
-from pathorestore.models.iste import TextureDecoder, TextureDecoderConfig
+from pathorestore.models.iste import Search, TextureDecoder, TextureDecoderConfig
 from pathorestore.models.optics_prompt import OpticsPrompt, OpticsPromptConfig
 from pathorestore.models.pdiffusion import PDiffusion, PDiffusionConfig
 from pathorestore.models.pformer import PFormer, PFormerConfig, Restormer, RestormerConfig
@@ -165,12 +165,14 @@ def test_an_exported_restorer_gives_the_averaged_stages_output_to_the_bit(tmp_pa
 @pytest.mark.parametrize("decoder", [TextureDecoder(TextureDecoderConfig(features=8, texture=6, hidden=(8,), heads=2)), LIIFDecoder(LIIF)])
 def test_an_exported_upscaler_draws_as_the_averaged_stage_does_to_the_bit(tmp_path, decoder):
     encoder = SwinIR(SwinIRConfig(embed=12, blocks=(1,), heads=2, window=4, features=8, drop_path=0.0))
-    stage = PartsStage({"encoder": encoder, "decoder": decoder}, trained=("encoder", "decoder"))
+    stage = PartsStage({"encoder": encoder, "decoder": decoder}, trained=("encoder", "decoder"), settings=Search(max_keys=50))
     average = _train(stage, tmp_path)
     exported = export(tmp_path / "checkpoints" / "last.ckpt", tmp_path / "out")
     assert (exported.kind, exported.parts) == ("system", ("encoder", "decoder"))
-    drawn = ISTE.from_pretrained(tmp_path / "out").upscale(IMAGE, scale=2.5)
-    live = ISTE(encoder, decoder).eval()
+    loaded = ISTE.from_pretrained(tmp_path / "out")
+    assert loaded.search == Search(max_keys=50)
+    drawn = loaded.upscale(IMAGE, scale=2.5)
+    live = ISTE(encoder, decoder, search=loaded.search).eval()
     assert not torch.equal(drawn, live.upscale(IMAGE, scale=2.5))
     average.swap(stage)
     assert torch.equal(drawn, live.upscale(IMAGE, scale=2.5))

@@ -8,7 +8,7 @@ from typing import Self, cast
 import torch
 from torch import Tensor, nn
 
-from pathorestore.hub import ModelCard, Pretrained, load_parts, locate, save_parts, weights_sha256
+from pathorestore.hub import ModelCard, Pretrained, load_parts, load_settings, locate, save_parts, weights_sha256
 from pathorestore.image import check_image
 from pathorestore.models.implicit_decoders import LIIFDecoder, LTEDecoder
 from pathorestore.models.iste import Search, TextureDecoder, TextureDecoderConfig, rendering_footprint
@@ -49,16 +49,25 @@ class ISTEConfig:
 class ISTE(nn.Module):
     """Enlarges images by any factor; with another decoder it is what ISTE is compared with.
 
-    `forward` decodes sampled points, for training; `upscale` takes any image and checks it. search: how it looks for textures.
+    `forward` decodes sampled points, for training; `upscale` takes any image and checks it. search: how it looks for textures,
+    among all by default.
     """
 
-    def __init__(self, encoder: SwinIR, decoder: Decoder, *, model_id: str = "custom", weights_hash: str = "none"):
+    def __init__(
+        self,
+        encoder: SwinIR,
+        decoder: Decoder,
+        *,
+        search: Search | None = None,
+        model_id: str = "custom",
+        weights_hash: str = "none",
+    ):
         super().__init__()
         if encoder.config.width != decoder.config.features:
             raise ValueError(f"the encoder gives {encoder.config.width} features but the decoder expects {decoder.config.features}")
         self.encoder, self.decoder = encoder, decoder
         self.model_id, self.weights_sha256 = model_id, weights_hash
-        self.search = Search()
+        self.search = search or Search()
 
     @classmethod
     def of(cls, config: ISTEConfig) -> Self:
@@ -103,7 +112,7 @@ class ISTE(nn.Module):
     def save_pretrained(self, folder: str | os.PathLike[str], *, card: ModelCard | None = None, dtype: torch.dtype | None = None) -> None:
         """Write one sub-folder per part. dtype: storage type of the weights, such as torch.float16."""
         name = next(name for name, kind in _DECODERS.items() if isinstance(self.decoder, kind))
-        save_parts(folder, {"encoder": self.encoder, name: self.decoder}, system=_SYSTEM, card=card, dtype=dtype)
+        save_parts(folder, {"encoder": self.encoder, name: self.decoder}, system=_SYSTEM, settings=self.search, card=card, dtype=dtype)
 
     @classmethod
     def from_pretrained(cls, folder_or_repo_id: str | os.PathLike[str], *, revision: str | None = None) -> Self:
@@ -113,7 +122,8 @@ class ISTE(nn.Module):
         given = Path(folder_or_repo_id)
         model_id = given.resolve().name if given.exists() else str(folder_or_repo_id)
         decoder = cast(Decoder, next(part for name, part in parts.items() if name in _DECODERS))
-        return cls(cast(SwinIR, parts["encoder"]), decoder, model_id=model_id, weights_hash=weights_sha256(folder)).eval()
+        search = load_settings(folder, Search, system=_SYSTEM)
+        return cls(cast(SwinIR, parts["encoder"]), decoder, search=search, model_id=model_id, weights_hash=weights_sha256(folder)).eval()
 
 
 def load_default() -> ISTE:

@@ -63,7 +63,12 @@ def ready_upscaler(options: UpscaleOptions) -> ReadyUpscaler:
 
     device = choose_device(options.device)
     system = load_default() if options.model is None else ISTE.from_pretrained(options.model, revision=options.revision)
-    parameters: dict[str, Parameter] = {"tile_px": options.tile_px, "overlap_px": options.overlap_px, "device": device}
+    parameters: dict[str, Parameter] = {
+        "tile_px": options.tile_px,
+        "overlap_px": options.overlap_px,
+        "keys": system.search.max_keys,
+        "device": device,
+    }
     return ReadyUpscaler(system=system.to(device), device=device, parameters=parameters)
 
 

@@ -21,7 +21,7 @@ from pathorestore.models.clip_iqa import QualityPrompt, SmallClip
 from pathorestore.models.defocus import DefocusEstimator
 from pathorestore.models.encoders import Embedding, TinyEncoder
 from pathorestore.models.implicit_decoders import LIIFDecoder, LTEDecoder
-from pathorestore.models.iste import TextureDecoder
+from pathorestore.models.iste import Search, TextureDecoder
 from pathorestore.models.optics_prompt import NoOptics, OpticsPrompt
 from pathorestore.models.pdiffusion import PDiffusion
 from pathorestore.models.pformer import PFormer, Restormer
@@ -69,8 +69,8 @@ class DescribedStage(Protocol):
         """All parts of the system that it holds, by name."""
         ...
 
-    def settings(self) -> FineSettings | None:
-        """Those of its fine stage, if it has one."""
+    def settings(self) -> FineSettings | Search | None:
+        """What the system is beside its parts, if anything."""
         ...
 
 
@@ -197,7 +197,9 @@ class _Content:
     def system(self) -> MoPRestorer | ISTE:
         """The restorer or upscaler that the parts make up."""
         if self._is_upscaler:
-            return ISTE(self.part("encoder"), self.part("decoder")).eval()
+            stored = self.described["settings"]
+            search = None if stored is None else decode(Search, stored, where=f"{self.source}: settings")
+            return ISTE(self.part("encoder"), self.part("decoder"), search=search).eval()
         names = self.described["parts"]
         pathology = self.part("pathology")
         encoder = self.part("encoder") if "encoder" in names else _HandedIn(pathology.config.encoder_dim)

@@ -14,6 +14,7 @@ from pathorestore.data.synthetic import Simulation, simulated_at
 from pathorestore.degradations.recipes import Setting
 from pathorestore.functional.noise import stream
 from pathorestore.hub import Pretrained
+from pathorestore.models.iste import Search
 from pathorestore.pipelines.refine import FineSettings
 from pathorestore.training.export import describe
 from pathorestore.training.schedules import Schedule, WarmupCosine
@@ -47,8 +48,8 @@ class Stage(pl.LightningModule):
         """The parts of the restorer that this stage holds, trained and frozen, by the names they are saved under."""
         raise NotImplementedError
 
-    def settings(self) -> FineSettings | None:
-        """What the fine stage is beside its network, where there is one."""
+    def settings(self) -> FineSettings | Search | None:
+        """What the system is beside its networks, if anything."""
         return None
 
     def pictures(self, batch: Batch) -> dict[str, Tensor]:

@@ -13,7 +13,7 @@ from pathorestore.functional.noise import stream
 from pathorestore.hub import Pretrained
 from pathorestore.metrics.fidelity import psnr
 from pathorestore.models.implicit_decoders import LIIFDecoder, LTEDecoder
-from pathorestore.models.iste import TextureDecoder
+from pathorestore.models.iste import Search, TextureDecoder
 from pathorestore.models.swinir import SwinIR
 from pathorestore.nn.implicit import grid
 from pathorestore.pipelines.iste import ISTE
@@ -83,10 +83,14 @@ class UpscaleStage(Stage):
         """Encoder and decoder."""
         return {"encoder": self.encoder, "decoder": self.decoder}
 
+    def settings(self) -> Search:
+        """Textures are looked for among as many as in training."""
+        return Search(max_keys=self.sampling.points)
+
     @property
     def system(self) -> ISTE:
         """Both as the system that is used."""
-        return ISTE(self.encoder, self.decoder)
+        return ISTE(self.encoder, self.decoder, search=self.settings())
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         """L1 at the sampled points."""
