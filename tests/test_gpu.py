@@ -78,3 +78,34 @@ def test_a_slide_comes_out_as_on_the_cpu_in_batches(tmp_path):
     difference = np.abs(level_pixels(tmp_path / "here.tif").astype(int) - level_pixels(tmp_path / "there.tif"))
     assert difference.max() <= 2
     assert (difference > 0).mean() < 0.01
+
+
+def test_enlarging_agrees_with_the_cpu_and_memory_is_that_of_a_tile(tmp_path):
+    import numpy as np
+    from slide_samples import level_pixels, tissue_pixels, write_slide
+    from test_upscale_files import upscale_slide
+
+    from pathorestore.pipelines.enlarge import enlarged
+    from pathorestore.pipelines.iste import ISTE, ISTEConfig
+
+    torch.manual_seed(0)
+    network = ISTE.of(ISTEConfig.tiny()).eval()
+    for parameter in network.decoder.parameters():
+        torch.nn.init.normal_(parameter, std=0.1)
+    image = torch.rand(1, 3, 90, 120)
+    here = network.upscale(image, scale=2.7)
+    source = write_slide(tmp_path / "in.tif", tissue_pixels(90, 120))
+    upscale_slide(source, tmp_path / "here.tif", network, scale=2.7)
+    network.cuda()
+    assert (network.upscale(image.cuda(), scale=2.7).cpu() - here).abs().mean() < 1e-4
+    # tiles travel, images stay
+    assert (enlarged(network, image, (243, 324), tile_px=64, overlap_px=8, device="cuda") - here).abs().mean() < 1e-4
+    peaks = []
+    for side in (128, 512):
+        torch.cuda.reset_peak_memory_stats()
+        enlarged(network, torch.rand(1, 3, side, side), (2 * side, 2 * side), tile_px=64, overlap_px=8, device="cuda")
+        peaks.append(torch.cuda.max_memory_allocated())
+    assert peaks[1] < 1.05 * peaks[0]
+    upscale_slide(source, tmp_path / "there.tif", network, scale=2.7, device="cuda")
+    difference = np.abs(level_pixels(tmp_path / "here.tif").astype(int) - level_pixels(tmp_path / "there.tif"))
+    assert (difference > 1).mean() < 0.01

@@ -54,9 +54,10 @@ def upscale_file(source: Path, target: Path, enlarger=None, *, scale=None, mpp=N
     )
 
 
-def upscale_slide(source: Path, target: Path, enlarger=None, *, scale=None, mpp=None, source_mpp=None, wishes=None, **fields):
+def upscale_slide(source: Path, target: Path, enlarger=None, *, scale=None, mpp=None, source_mpp=None, wishes=None, device="cpu", **fields):
     """Enlarge one slide."""
-    work = Enlarging(enlarger=enlarger or Blurring(), target=Enlargement(scale=scale, mpp=mpp, source_mpp=source_mpp))
+    target_of = Enlargement(scale=scale, mpp=mpp, source_mpp=source_mpp)
+    work = Enlarging(enlarger=enlarger or Blurring(), target=target_of, device=device)
     options = replace(OPTIONS, **({"tile_px": 40, "overlap_px": 4} | (wishes or {})))
     return RestoreSlide(work=work, options=options, **(RECORD | fields))(Job(source, target))
 

@@ -32,6 +32,7 @@ class Enlarging:
     target: Enlargement
     device: str = "cpu"
     notice: str = ENLARGED_NOTICE
+    mpp_option: str = "--source-mpp"
 
     def run(self, source: SlideSource, options: SlideOptions) -> "EnlargingRun":
         """The work on an open slide. Raises ImageFileError for a size that cannot be, ValueError for tiles that cannot be."""

@@ -172,7 +172,7 @@ class RestoreSlide:
         journal.discard()
         notes = [*source.facts.notes]
         if not provenance.pixel_um:
-            notes.append("the slide does not say how large a pixel is, so neither does the output; --mpp would")
+            notes.append(f"the slide does not say how large a pixel is, so neither does the output; {self.work.mpp_option} would")
         notes += [EVENT_NOTES[kind].format(count) for kind, count in counted(events).items()]
         return Done(megapixels=source.facts.width_px * source.facts.height_px / 1e6, notes=tuple(notes))
 

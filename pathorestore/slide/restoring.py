@@ -29,6 +29,7 @@ class Restoring:
     precision: str = "fp32"
     seed: int = 0
     notice: str = RESTORED_NOTICE
+    mpp_option: str = "--mpp"
 
     def run(self, source: SlideSource, options: SlideOptions) -> "RestoringRun":
         """The work on an open slide. Raises ValueError for tiles that cannot be."""

@@ -126,6 +126,11 @@ class SlideWork(Protocol):
         """What a viewer of the output must know."""
         ...
 
+    @property
+    def mpp_option(self) -> str:
+        """The option that says how large the pixels of a slide are."""
+        ...
+
     def run(self, source: SlideSource, options: SlideOptions) -> SlideRun:
         """The work on an open slide. Raises ValueError for wishes that do not fit it."""
         ...
