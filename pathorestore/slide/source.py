@@ -108,7 +108,8 @@ def believable(facts: SlideFacts, mpp_x: float | None, mpp_y: float | None) -> S
     elif mpp_y and max(mpp_x / mpp_y, mpp_y / mpp_x) > _MOST_ANISOTROPY:
         why = f"{told} across is {mpp_y:.4g} um down"
     if why:
-        return replace(facts, mpp=None, notes=(*facts.notes, f"{why} and is taken as unknown; give the true one with --mpp, or --source-mpp where that is the wanted one"))
+        told = f"{why} and is taken as unknown; give the true one with --mpp, or --source-mpp where that is the wanted one"
+        return replace(facts, mpp=None, notes=(*facts.notes, told))
     return replace(facts, mpp=mpp_x)
 
 
