@@ -63,11 +63,6 @@ class SlidePlan:
         """Which tiles are active; all of them where nothing is known."""
         return np.ones(self.shape, bool) if self.active is None else self.active
 
-    @property
-    def bands(self) -> int:
-        """Rows of output tiles, the unit of work that is kept."""
-        return -(-self.height_px // OUT_TILE_PX)
-
     def first_row(self, y_px: int) -> int:
         """The first row of tiles that reaches below row `y_px`."""
         return next(index for index, start in enumerate(self.rows.starts_px) if start + self.tile_px > y_px)
