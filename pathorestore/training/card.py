@@ -7,7 +7,8 @@ from pathorestore.hub import ModelCard
 
 _REFERENCES = (
     "Mixture of Prompts: arXiv 2503.12399. Restormer: Zamir et al., CVPR 2022. ResShift: Yue et al., NeurIPS 2023. "
-    "RandStainNA: Shen et al., MICCAI 2022. VICReg: Bardes et al., ICLR 2022.",
+    "RandStainNA: Shen et al., MICCAI 2022. VICReg: Bardes et al., ICLR 2022. ISTE: arXiv 2401.15613. SwinIR: Liang et al., ICCVW 2021. "
+    "LIIF: Chen et al., CVPR 2021. LTE: Lee & Jin, CVPR 2022.",
 )
 
 
