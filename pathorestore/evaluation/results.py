@@ -104,7 +104,7 @@ class Axis:
 
 
 FOCUS = Axis("z_um", "distance from focus", "z", "um")
-SCALE = Axis("scale", "scale", "scale", "x")
+SCALE = Axis("scale", "scale", "scale", "")
 
 
 @dataclass(frozen=True, kw_only=True)
