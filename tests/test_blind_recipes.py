@@ -204,6 +204,23 @@ def test_realesrgan_keeps_the_order_of_its_rounds_and_ends_in_random_order() -> 
     assert fills([sinc["cutoff"] for sinc in only(last, "sinc_blur")], math.pi / 3, math.pi)
 
 
+def test_a_range_of_one_value_is_that_value() -> None:
+    fixed: dict[str, Any] = {"noise_levels": (51, 51), "quality": (77, 77)}
+    one = Round(**fixed, sigma_px=(1.25, 1.25), gaussian_probability=1, sinc_probability=0)
+    recipes = (
+        OneRound(**fixed, sigma_px=(1.25, 1.25), downscale=(2, 2)),
+        Shuffled(scale=2, **fixed),
+        TwoRounds(scale=2, first=one, second=one),
+    )
+    for recipe in recipes:
+        drawn = plans(recipe)
+        assert {noise["deviation"] for noise in only(drawn, "gaussian_noise", "correlated_noise")} == {51 / 255}
+        assert {file["quality"] for file in only(drawn, "jpeg")} == {77}
+        if not isinstance(recipe, Shuffled):
+            assert {tuple(blur["sigma_px"]) for blur in only(drawn, "gaussian_blur", "plateau_blur")} == {(1.25, 1.25)}
+    assert {tuple(facts[1]["to_px"]) for facts in plans(recipes[0])} == {(32, 24)}
+
+
 @pytest.mark.parametrize(
     ("make", "message"),
     [
