@@ -222,6 +222,15 @@ def test_a_range_of_one_value_is_that_value() -> None:
 
 
 @pytest.mark.parametrize(
+    ("shares", "told"),
+    [((1, 0, 0), ("gaussian_noise", False)), ((0, 1, 0), ("gaussian_noise", True)), ((0, 0, 1), ("correlated_noise", None))],
+)
+def test_shares_of_noise_are_colour_grey_correlated(shares: tuple[float, float, float], told: tuple[str, bool | None]) -> None:
+    noises = only(plans(Shuffled(scale=2, noise_shares=shares)), "gaussian_noise", "correlated_noise")
+    assert {(noise["stage"], noise.get("grey")) for noise in noises} == {told}
+
+
+@pytest.mark.parametrize(
     ("make", "message"),
     [
         (lambda: OneRound(sigma_px=(3, 1)), "sigma_px=.* must be a range"),
