@@ -60,6 +60,15 @@ def pad_to(image: Tensor, height_px: int, width_px: int) -> Tensor:
     return F.pad(image, (0, rest[0], 0, rest[1]), mode="replicate") if any(rest) else image
 
 
+def pad_around(image: Tensor, margin_px: int) -> Tensor:
+    """Grow an image b c h w by `margin_px` on every side by reflection, by replication where reflection cannot reach."""
+    height, width = image.shape[-2:]
+    top, left = min(margin_px, height - 1), min(margin_px, width - 1)
+    if top or left:
+        image = F.pad(image, (left, left, top, top), mode="reflect")
+    return F.pad(image, (margin_px - left,) * 2 + (margin_px - top,) * 2, mode="replicate")
+
+
 def round_up(length_px: int, multiple: int) -> int:
     """The smallest multiple of `multiple` that is at least `length_px`."""
     return -(-length_px // multiple) * multiple

@@ -6,7 +6,6 @@ from dataclasses import replace
 from typing import NamedTuple
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from pathorestore.degradations import acquisition
@@ -14,6 +13,7 @@ from pathorestore.degradations.recipes import Parameters, Setting
 from pathorestore.degradations.slab import Slab, image_slab, smooth_fields
 from pathorestore.functional.color import linear_to_srgb, srgb_to_linear
 from pathorestore.functional.optics import Optics, band_mtf
+from pathorestore.image import pad_around
 
 _HALO_PX = 32
 _VEIL_UM = 5.0
@@ -49,15 +49,6 @@ class _Scene(NamedTuple):
     second: Tensor
     parameters: Parameters
     from_scan: bool
-
-
-def _pad(image: Tensor, margin_px: int) -> Tensor:
-    """Grow b c h w on every side by reflection, by replication where reflection cannot reach."""
-    height, width = image.shape[-2:]
-    top, left = min(margin_px, height - 1), min(margin_px, width - 1)
-    if top or left:
-        image = F.pad(image, (left, left, top, top), mode="reflect")
-    return F.pad(image, (margin_px - left,) * 2 + (margin_px - top,) * 2, mode="replicate")
 
 
 def _crop(image: Tensor, margin_px: int) -> Tensor:
@@ -210,7 +201,7 @@ def degrade(
     if min(sharp.shape[-2:]) <= 2 * margin_px:
         raise ValueError(f"margin_px={margin_px} on both sides leaves nothing of {tuple(sharp.shape[-2:])} px; supply a larger crop")
     margin = margin_px or _HALO_PX
-    light = srgb_to_linear(sharp if margin_px else _pad(sharp, margin))
+    light = srgb_to_linear(sharp if margin_px else pad_around(sharp, margin))
     size = (light.shape[-2], light.shape[-1])
     draws: list[tuple[Tensor, Tensor, Tensor, Parameters]] = []
     for i, (own, stream) in enumerate(zip(settings, generators, strict=True)):
@@ -241,10 +232,10 @@ def simulate_stack(
     if len(sharp) != 1 or (depth_um is not None and depth_um.shape != (1, 1, height, width)):
         given = None if depth_um is None else tuple(depth_um.shape)
         raise ValueError(f"sharp {tuple(sharp.shape)} and depth_um {given} do not fit; expected (1, 3, h, w) and (1, 1, h, w)")
-    light = srgb_to_linear(_pad(sharp, _HALO_PX))
+    light = srgb_to_linear(pad_around(sharp, _HALO_PX))
     parameters = setting.sample(generator)
     size = (light.shape[-2], light.shape[-1])
-    relief = _height_map(size, parameters, generator) if depth_um is None else _pad(depth_um.cpu().float(), _HALO_PX)[0, 0]
+    relief = _height_map(size, parameters, generator) if depth_um is None else pad_around(depth_um.cpu().float(), _HALO_PX)[0, 0]
     second = _second_tissue(light, parameters.second_layer, generator)
     scene = _Scene(light, _slab(relief, parameters, generator), second, parameters, setting.from_scan)
     depth = _crop(relief, _HALO_PX)

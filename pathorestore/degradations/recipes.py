@@ -1,9 +1,11 @@
 """Named settings of the focal-stack simulator: which nuisance varies, over which range, in which unit."""
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass, fields
 
 import torch
+from torch import Tensor
 
 from pathorestore.functional.optics import Optics
 
@@ -188,7 +190,7 @@ class Setting:
 
     def sample(self, generator: torch.Generator) -> Parameters:
         """Draw the parameters of one image."""
-        draw = _Uniform(generator)
+        draw = Uniform(generator)
         optics = self._sample_optics(draw)
         slope = optics.numerical_aperture / math.sqrt(optics.refractive_index**2 - optics.numerical_aperture**2)
         return Parameters(
@@ -217,7 +219,7 @@ class Setting:
             codec=self.codec,
         )
 
-    def _sample_optics(self, draw: "_Uniform") -> Optics:
+    def _sample_optics(self, draw: "Uniform") -> Optics:
         pixel_um = draw(self.pixel_um)
         low, high = self.numerical_aperture
         shift = draw(self.focal_shift_um)
@@ -232,7 +234,7 @@ class Setting:
         )
 
 
-class _Uniform:
+class Uniform:
     """Uniform draws from one generator."""
 
     def __init__(self, generator: torch.Generator) -> None:
@@ -243,3 +245,17 @@ class _Uniform:
 
     def happens(self, probability: float) -> bool:
         return torch.rand((), generator=self._generator).item() < probability
+
+    def integer(self, span: Range) -> int:
+        """A whole number, both ends included."""
+        return int(span[0]) + int(self((0, int(span[1]) - int(span[0]) + 1)))
+
+    def index(self, weights: Sequence[float]) -> int:
+        """An index of `weights`, with probability proportional to its weight."""
+        level = self((0, sum(weights)))
+        passed = [sum(weights[: i + 1]) <= level for i in range(len(weights))]
+        return min(sum(passed), len(weights) - 1)
+
+    def normal(self, *shape: int) -> Tensor:
+        """Standard normal numbers."""
+        return torch.randn(shape, generator=self._generator)

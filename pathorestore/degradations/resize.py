@@ -1,5 +1,7 @@
 """Images made smaller, as sensors and pyramids make them: the pairs that super-resolution learns from."""
 
+from typing import Literal
+
 import torch.nn.functional as F
 from torch import Tensor
 
@@ -11,6 +13,18 @@ def resized(image: Tensor, size: tuple[int, int]) -> Tensor:
     if tuple(image.shape[-2:]) == size:
         return image
     return F.interpolate(image, size=size, mode="bicubic", antialias=True, align_corners=False).clamp(0, 1)
+
+
+def sampled(image: Tensor, size: tuple[int, int], *, kind: Literal["linear", "cubic", "area"]) -> Tensor:
+    """Images b c h w at another height and width, as OpenCV resizes, within [0, 1].
+
+    linear, cubic: interpolated where the new pixels lie, so that what shrinks is not averaged and aliases; area: the mean over the pixels
+    that each new one touches.
+    """
+    if kind == "area":
+        return F.interpolate(image, size=size, mode="area")
+    mode = "bilinear" if kind == "linear" else "bicubic"
+    return F.interpolate(image, size=size, mode=mode, align_corners=False).clamp(0, 1)
 
 
 def blur_then_resize(image: Tensor, size: tuple[int, int], *, blur: float = 1.0) -> Tensor:
