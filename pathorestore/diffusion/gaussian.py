@@ -45,7 +45,8 @@ class GaussianDiffusion:
     @cached_property
     def kept(self) -> Tensor:
         """a_t for t = 0..T-1, the share of the clean state's power that is left; float64."""
-        betas = torch.linspace(self.first_beta**0.5, self.last_beta**0.5, self.steps, dtype=torch.float64) ** 2
+        # the device by name, here and below, so that a model built on the meta device has numbers
+        betas = torch.linspace(self.first_beta**0.5, self.last_beta**0.5, self.steps, dtype=torch.float64, device="cpu") ** 2
         return (1 - betas).cumprod(0)
 
     def ladder(self, steps: int) -> tuple[int, ...]:
@@ -55,7 +56,7 @@ class GaussianDiffusion:
         """
         if not 1 <= steps <= self.steps:
             raise ValueError(f"steps must be between 1 and the {self.steps} that the model was trained with; got {steps}")
-        places = torch.linspace(self.steps - 1, 0, steps, dtype=torch.float64)
+        places = torch.linspace(self.steps - 1, 0, steps, dtype=torch.float64, device="cpu")
         return tuple(int(place) for place in places.round())
 
     def noised(self, clean: Tensor, t: Tensor, noise: Tensor) -> Tensor:
@@ -98,9 +99,9 @@ def sample(
 
     noise: step -> standard normal b c h w; asked by "ddpm" alone, for every step that it goes to but the last. "ddim" keeps the start's
     noise; "dpm++" (DPM-Solver++ of second order, Lu et al. 2022, from diffusers) needs the fewest steps. Raises ValueError for another
-    sampler.
+    sampler and for steps beyond the process.
     """
-    check_sampler(sampler)
+    check_sampler(sampler, process, steps)
     state = start
     for done, after in enumerate(_walk(predict, process, start, noise, sampler=sampler, steps=steps), start=1):
         state = after
@@ -108,10 +109,13 @@ def sample(
     return state
 
 
-def check_sampler(name: str) -> None:
-    """Raise ValueError for a name that is no `SamplerName`."""
-    if name not in get_args(SamplerName):
-        raise ValueError(f"sampler must be one of {', '.join(get_args(SamplerName))}; got {name!r}")
+def check_sampler(sampler: str, process: GaussianDiffusion, steps: int) -> None:
+    """Raise ValueError for a name that is no `SamplerName`, and for steps that it cannot make in the process."""
+    if sampler not in get_args(SamplerName):
+        raise ValueError(f"sampler must be one of {', '.join(get_args(SamplerName))}; got {sampler!r}")
+    process.ladder(steps)
+    if sampler == "dpm++" and steps == process.steps:
+        raise ValueError(f"dpm++ visits at most {process.steps - 1} steps of this process, and needs no more than 50; got {steps}")
 
 
 def _walk(

@@ -1,7 +1,7 @@
 """A latent diffusion U-Net and the branch that controls it by a condition latent.
 
-ControlNet: Zhang, Rao and Agrawala, Adding conditional control to text-to-image diffusion models, ICCV 2023, sec. 3. The condition enters as
-in DiffBIR (Lin et al., ECCV 2024): concatenated with the state at the branch's first convolution. Both networks are those of diffusers.
+ControlNet: Zhang, Rao and Agrawala, Adding conditional control to text-to-image diffusion models, ICCV 2023, sec. 3. The condition enters
+as in DiffBIR (Lin et al., ECCV 2024): concatenated with the state at the branch's first convolution. Both networks are those of diffusers.
 """
 
 from dataclasses import dataclass, fields

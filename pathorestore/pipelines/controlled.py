@@ -53,8 +53,7 @@ class SamplingSettings:
     colours: Colours = "wavelet"
 
     def __post_init__(self) -> None:
-        check_sampler(self.sampler)
-        self.process.ladder(self.steps)
+        check_sampler(self.sampler, self.process, self.steps)
         choices = {"start": Start, "small": Small, "padding": Padding, "colours": Colours}
         for name, known in choices.items():
             if getattr(self, name) not in get_args(known):
