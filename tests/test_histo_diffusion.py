@@ -157,7 +157,7 @@ def test_noise_is_that_of_the_place_in_the_whole_picture(model, image):
 def test_two_partitions_of_a_picture_agree_in_the_cores(model, sampler, generator):
     """Corners of 112 x 80 px of 160 x 128 px, with three tiles beyond their cores: colours look 31 px far."""
     large = F.interpolate(torch.rand(1, 3, 20, 24, generator=generator), size=(128, 160), mode="bicubic").clamp(0, 1)
-    tiled = having(model, sampler=sampler, tile_px=16)
+    tiled = having(model, sampler=sampler, tile_px=16, steps=2)
     whole = tiled.region(large, seed=5)
     first, second = tiled.region(large[..., :80, :112], seed=5), tiled.region(large[..., 48:, 48:], origin_px=(48, 48), seed=5)
     assert (first[..., :32, :64] - whole[..., :32, :64]).abs().max() < 1e-3
@@ -177,6 +177,18 @@ def test_parts_start_on_windows_of_the_coarse_stage_too():
         assert tiny.sampler.multiple_px == 16
         assert having(tiny, tile_px=32).sampler.grid_px == 16
         assert having(tiny, tile_px=32).grid_px == 32
+
+
+def test_networks_in_half_precision_leave_the_chain_in_single(model, image):
+    seen = []
+    full = having(model, steps=3)
+    full.sampler.denoiser.register_forward_pre_hook(lambda _module, args: seen.append((args[0].dtype, args[2].dtype)))
+    expected = full.upscale(image, scale=1)
+    with torch.autocast("cpu", torch.bfloat16):
+        rough = full.upscale(image, scale=1)
+    assert set(seen) == {(torch.float32, torch.float32)}
+    assert rough.dtype == torch.float32
+    assert (rough - expected).abs().mean() < 0.02
 
 
 def test_progress_counts_the_steps_of_all_images(model, image):

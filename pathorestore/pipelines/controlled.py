@@ -100,9 +100,10 @@ class ControlledSampler(nn.Module):
 
     def forward(self, coarse: Tensor, *, noise: NoiseField, progress: Progress = silent) -> Tensor:
         height, width = coarse.shape[-2:]
-        condition = self._encoded(self.settings.padded_to_multiple(coarse, self.multiple_px))
+        # the chain keeps single precision where the networks run in half
+        condition = self._encoded(self.settings.padded_to_multiple(coarse, self.multiple_px)).float()
         latent = self._sampled(condition, noise, progress)
-        return _COLOURS[self.settings.colours](self._decoded(latent)[..., :height, :width], coarse)
+        return _COLOURS[self.settings.colours](self._decoded(latent)[..., :height, :width].float(), coarse)
 
     @property
     def _tile(self) -> int:

@@ -203,7 +203,7 @@ class HistoDiffusion(nn.Module):
     def _coarse(self, part: Tensor) -> Tensor:
         """The coarse image, unclamped."""
         restored: Tensor = self.restoration(self.settings.padded_to_multiple(part, self._multiple_px))
-        return restored[..., : part.shape[-2], : part.shape[-1]]
+        return restored[..., : part.shape[-2], : part.shape[-1]].float()
 
     def _enlarged(self, image: Tensor, *, scale: float | None, out_size: Size | None) -> tuple[Tensor, Size]:
         """Images at the size they are worked on, no side below `min_px`, and the wanted size."""
