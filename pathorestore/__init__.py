@@ -38,6 +38,8 @@ if TYPE_CHECKING:
         Prompter as Prompter,
     )
     from pathorestore.models.swinir import SwinIR as SwinIR, SwinIRConfig as SwinIRConfig
+    from pathorestore.pipelines.controlled import SamplingSettings as SamplingSettings
+    from pathorestore.pipelines.histo_diffusion import HistoDiffusion as HistoDiffusion
     from pathorestore.pipelines.iste import ISTE as ISTE, ISTEConfig as ISTEConfig
     from pathorestore.pipelines.mop import MoPRestorer as MoPRestorer
     from pathorestore.pipelines.refine import DiffusionRefiner as DiffusionRefiner, FineSettings as FineSettings, KeepCoarse as KeepCoarse
@@ -50,6 +52,7 @@ _HOMES = {
     "FineSettings": "pipelines.refine",
     "EdgePrompt": "models.prompts",
     "EdgePromptConfig": "models.prompts",
+    "HistoDiffusion": "pipelines.histo_diffusion",
     "ISTE": "pipelines.iste",
     "ISTEConfig": "pipelines.iste",
     "ImplicitDecoderConfig": "models.implicit_decoders",
@@ -71,6 +74,7 @@ _HOMES = {
     "ResShift": "diffusion.resshift",
     "Restormer": "models.pformer",
     "RestormerConfig": "models.pformer",
+    "SamplingSettings": "pipelines.controlled",
     "Setting": "degradations.recipes",
     "SwinIR": "models.swinir",
     "SwinIRConfig": "models.swinir",

@@ -18,6 +18,7 @@ SOURCE = sorted((ROOT / "pathorestore").rglob("*.py"))
 HEAVY = (
     "PIL",
     "cv2",
+    "diffusers",
     "huggingface_hub",
     "jsonargparse",
     "kornia",
@@ -30,6 +31,7 @@ HEAVY = (
     "timm",
     "torchmetrics",
     "torchvision",
+    "transformers",
 )
 NAMES = [name for name in pathorestore.__all__ if name != "__version__"]
 

@@ -14,8 +14,10 @@ import torch
 from torch import Tensor
 
 from pathorestore.hub import WeightsError, check_fit, load_weights
+from pathorestore.models.controlled import ControlNet, ControlNetConfig
 from pathorestore.models.defocus import DefocusEstimator, DefocusEstimatorConfig
 from pathorestore.models.pformer import Restormer, RestormerConfig
+from pathorestore.models.swinir import SwinIR, SwinIRConfig, without_published_buffers
 
 RESTORMER_LICENCE = (
     "Restormer weights: Academic Public License of their authors, non-commercial; modified copies stay under it. "
@@ -25,6 +27,10 @@ RESSHIFT_LICENCE = "ResShift weights: NTU S-Lab License 1.0, non-commercial. htt
 RESNET_LICENCE = (
     "torchvision's ResNet-34 weights: BSD-3-Clause code, trained on ImageNet, whose own terms are for non-commercial research. "
     "https://github.com/pytorch/vision"
+)
+DIFFBIR_LICENCE = (
+    "DiffBIR weights: Apache-2.0, their control branch a derivative of Stable Diffusion 2.1, so CreativeML Open RAIL++-M applies too. "
+    "https://github.com/XPixelGroup/DiffBIR"
 )
 
 ROUTER = ("ffn.router.weight", "ffn.router.bias")
@@ -111,6 +117,93 @@ def load_resnet34_checkpoint(path: str | os.PathLike[str]) -> PublicCheckpoint:
         estimator = DefocusEstimator(DefocusEstimatorConfig.paper())
     check_fit(estimator, state, source=str(path), fresh=HEADS)
     return PublicCheckpoint(state, RESNET_LICENCE)
+
+
+def load_diffbir_restoration(path: str | os.PathLike[str], *, config: SwinIRConfig | None = None) -> PublicCheckpoint:
+    """The first stage of a DiffBIR file, alone or within a whole model, as the state of `SwinIR(SwinIRConfig.restoration())`."""
+    state = without_published_buffers(_part(path, "preprocess_model."))
+    with torch.device("meta"):
+        network = SwinIR(config or SwinIRConfig.restoration())
+    check_fit(network, state, source=str(path))
+    return PublicCheckpoint(state, DIFFBIR_LICENCE)
+
+
+def load_diffbir_control(path: str | os.PathLike[str], *, config: ControlNetConfig | None = None) -> PublicCheckpoint:
+    """The control branch of a DiffBIR file, alone or within a whole model, as the state of `ControlNet(config)`, the paper's if None.
+
+    Its first convolution, of state and condition side by side, becomes the two whose sum it is. Raises WeightsError for other files.
+    """
+    config = config or ControlNetConfig.paper()
+    stored = _part(path, "control_model.")
+    state = {f"model.{control_name(name, config)}": tensor for name, tensor in stored.items()}
+    first = state.get("model.conv_in.weight")
+    if first is None or first.shape[1] != config.channels + config.condition_channels:
+        raise WeightsError(
+            f"{path} holds {_keys(stored)}; expected a control branch with input_blocks.0.0.weight of "
+            f"{config.channels} + {config.condition_channels} channels"
+        )
+    state["model.conv_in.weight"] = first[:, : config.channels].clone()
+    state["model.controlnet_cond_embedding.weight"] = first[:, config.channels :].clone()
+    with torch.device("meta"):
+        branch = ControlNet(config)
+    check_fit(branch, state, source=str(path))
+    return PublicCheckpoint(state, DIFFBIR_LICENCE)
+
+
+def control_name(name: str, config: ControlNetConfig) -> str:
+    """What diffusers calls a tensor of a control branch in the layout of latent diffusion's own code; foreign names stay as they are.
+
+    There the blocks of all levels are counted through: the first convolution, then for each level its layers and, but for the last
+    level, what halves the sides.
+    """
+    kind, _, rest = name.partition(".")
+    if kind in _CONTROL_PLACES:
+        return next((new + rest.removeprefix(old) for old, new in _CONTROL_PLACES[kind].items() if rest.startswith(old)), name)
+    number, _, inner = rest.partition(".")
+    if kind == "zero_convs":
+        return f"controlnet_down_blocks.{number}.{inner.removeprefix('0.')}"
+    if kind == "middle_block":
+        place = {"0": "resnets.0", "1": "attentions.0", "2": "resnets.1"}.get(number, number)
+        return f"mid_block.{place}.{_layer_name(inner)}"
+    if kind != "input_blocks" or not number.isdecimal():
+        return name
+    level, layer = divmod(int(number) - 1, config.layers + 1)
+    part, _, inner = inner.partition(".")
+    if number == "0":
+        return f"conv_in.{inner}"
+    if layer == config.layers:
+        return f"down_blocks.{level}.downsamplers.0.{inner.replace('op.', 'conv.')}"
+    return f"down_blocks.{level}.{'attentions' if part == '1' else 'resnets'}.{layer}.{_layer_name(inner)}"
+
+
+_CONTROL_PLACES = {
+    "time_embed": {"0.": "time_embedding.linear_1.", "2.": "time_embedding.linear_2."},
+    "middle_block_out": {"0.": "controlnet_mid_block."},
+}
+_RESIDUAL_NAMES = {
+    "in_layers.0.": "norm1.",
+    "in_layers.2.": "conv1.",
+    "emb_layers.1.": "time_emb_proj.",
+    "out_layers.0.": "norm2.",
+    "out_layers.3.": "conv2.",
+    "skip_connection.": "conv_shortcut.",
+}
+
+
+def _layer_name(inner: str) -> str:
+    """Of a tensor within a residual block; those of attention bear the same names."""
+    return next((new + inner.removeprefix(old) for old, new in _RESIDUAL_NAMES.items() if inner.startswith(old)), inner)
+
+
+def _part(path: str | os.PathLike[str], prefix: str) -> dict[str, Tensor]:
+    """The tensors of a part of a file, by their bare names: those with the prefix, or all where none has it."""
+    stored = _read(path)
+    inner = stored.get("state_dict", stored)
+    if not isinstance(inner, Mapping):
+        raise WeightsError(f"{path} holds {_keys(stored)}; expected a state dict, raw or under the key state_dict")
+    bare = {_bare(name): value for name, value in inner.items()}
+    chosen = {name.removeprefix(prefix): value for name, value in bare.items() if name.startswith(prefix)}
+    return _tensors(chosen or bare, path)
 
 
 def _read(path: str | os.PathLike[str]) -> dict[str, object]:

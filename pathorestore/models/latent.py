@@ -81,7 +81,11 @@ class AutoencoderSpace(nn.Module):
 
     def noise(self, field: NoiseField, step: int, like: Tensor) -> Tensor:
         """Noise per latent cell."""
-        cells = NoiseField(field.seed, tuple((y // self.factor, x // self.factor) for y, x in field.origins_px))
-        return cells.draw(step, channels=self.channels, height_px=like.shape[-2], width_px=like.shape[-1], device=like.device).to(
-            like.dtype
-        )
+        return cell_noise(field, step, like, factor=self.factor)
+
+
+def cell_noise(field: NoiseField, step: int, like: Tensor, *, factor: int) -> Tensor:
+    """Noise of the shape of a state, drawn per cell of `factor` px; the field's origins lie at multiples of it."""
+    channels, height, width = like.shape[1:]
+    cells = NoiseField(field.seed, tuple((y // factor, x // factor) for y, x in field.origins_px))
+    return cells.draw(step, channels=channels, height_px=height, width_px=width, device=like.device).to(like.dtype)
