@@ -14,12 +14,22 @@ if TYPE_CHECKING:
     from pathorestore.training.datamodules import PairedImages as PairedImages, SharpImages as SharpImages, SlidePatches as SlidePatches
     from pathorestore.training.iqa_stage import BlurredImages as BlurredImages, ClipIqaStage as ClipIqaStage
     from pathorestore.training.parts import (
+        control_of as control_of,
+        trained_autoencoder as trained_autoencoder,
         trained_coarse as trained_coarse,
         trained_defocus as trained_defocus,
         trained_encoder as trained_encoder,
         trained_fine as trained_fine,
         trained_pathology as trained_pathology,
         trained_prompter as trained_prompter,
+        trained_restoration as trained_restoration,
+        trained_unet as trained_unet,
+    )
+    from pathorestore.training.latent_stages import (
+        AutoencoderStage as AutoencoderStage,
+        ControlStage as ControlStage,
+        LatentUNetStage as LatentUNetStage,
+        RestorationModuleStage as RestorationModuleStage,
     )
     from pathorestore.training.prompt_stages import (
         DefocusStage as DefocusStage,
@@ -57,6 +67,14 @@ _HOMES = {
     "ScaleSampling": "upscale_stage",
     "UpscaleStage": "upscale_stage",
     "WarmupCosine": "schedules",
+    "AutoencoderStage": "latent_stages",
+    "ControlStage": "latent_stages",
+    "LatentUNetStage": "latent_stages",
+    "RestorationModuleStage": "latent_stages",
+    "control_of": "parts",
+    "trained_autoencoder": "parts",
+    "trained_restoration": "parts",
+    "trained_unet": "parts",
     "trained_coarse": "parts",
     "trained_defocus": "parts",
     "trained_encoder": "parts",

@@ -16,8 +16,10 @@ from torch import Tensor, nn
 from pathorestore.atomic import make_folder, write_atomic
 from pathorestore.hub import Pretrained, load_strictly
 from pathorestore.hub_codec import decode, encode
+from pathorestore.models.autoencoder import LatentAutoencoder
 from pathorestore.models.classifier import Classifier
 from pathorestore.models.clip_iqa import QualityPrompt, SmallClip
+from pathorestore.models.controlled import ControlNet, LatentUNet
 from pathorestore.models.defocus import DefocusEstimator
 from pathorestore.models.encoders import Embedding, TinyEncoder
 from pathorestore.models.implicit_decoders import LIIFDecoder, LTEDecoder
@@ -27,6 +29,8 @@ from pathorestore.models.pdiffusion import PDiffusion
 from pathorestore.models.pformer import PFormer, Restormer
 from pathorestore.models.prompts import EdgePrompt, PathologyPrompt, Prompter
 from pathorestore.models.swinir import SwinIR
+from pathorestore.pipelines.controlled import ControlledSampler, SamplingSettings
+from pathorestore.pipelines.histo_diffusion import HistoDiffusion
 from pathorestore.pipelines.iste import ISTE
 from pathorestore.pipelines.mop import MoPRestorer
 from pathorestore.pipelines.refine import DiffusionRefiner, FineSettings, KeepCoarse, Refiner
@@ -52,11 +56,15 @@ _CLASSES: dict[str, type[Pretrained]] = {
     "TextureDecoder": TextureDecoder,
     "LIIFDecoder": LIIFDecoder,
     "LTEDecoder": LTEDecoder,
+    "LatentAutoencoder": LatentAutoencoder,
+    "LatentUNet": LatentUNet,
+    "ControlNet": ControlNet,
 }
 _DTYPES = {"fp32": torch.float32, "fp16": torch.float16}
 # a restorer, but for the encoder: a foundation model's weights are no part of a checkpoint's stage
 _SYSTEM = {"defocus", "pathology", "edge", "coarse"}
 _UPSCALER = {"encoder", "decoder"}
+_GENERATIVE_UPSCALER = {"restoration", "autoencoder", "unet", "control"}
 _LEAF_FILES, _TOP_FILES = {"README.md", "config.json", "model.safetensors"}, {"README.md", "system.json", "training.yaml"}
 
 
@@ -69,7 +77,7 @@ class DescribedStage(Protocol):
         """All parts of the system that it holds, by name."""
         ...
 
-    def settings(self) -> FineSettings | Search | None:
+    def settings(self) -> FineSettings | Search | SamplingSettings | None:
         """What the system is beside its parts, if anything."""
         ...
 
@@ -160,7 +168,7 @@ class _Content:
     @property
     def is_system(self) -> bool:
         """Whether the parts make up a system; a plain Restormer, trained for comparison, is none."""
-        return self._is_restorer or self._is_upscaler
+        return self._is_restorer or self._is_upscaler or self._is_generative_upscaler
 
     @property
     def _is_restorer(self) -> bool:
@@ -170,6 +178,10 @@ class _Content:
     @property
     def _is_upscaler(self) -> bool:
         return set(self.described["parts"]) == _UPSCALER
+
+    @property
+    def _is_generative_upscaler(self) -> bool:
+        return set(self.described["parts"]) == _GENERATIVE_UPSCALER
 
     @property
     def notes(self) -> tuple[str, ...]:
@@ -194,8 +206,12 @@ class _Content:
         load_strictly(part, state, source=f"{self.source}: {name}")
         return part.eval()
 
-    def system(self) -> MoPRestorer | ISTE:
+    def system(self) -> MoPRestorer | ISTE | HistoDiffusion:
         """The restorer or upscaler that the parts make up."""
+        if self._is_generative_upscaler:
+            sampling = decode(SamplingSettings, self.described["settings"], where=f"{self.source}: settings")
+            sampler = ControlledSampler(self.part("autoencoder"), self.part("unet"), self.part("control"), sampling)
+            return HistoDiffusion(self.part("restoration"), sampler).eval()
         if self._is_upscaler:
             stored = self.described["settings"]
             search = None if stored is None else decode(Search, stored, where=f"{self.source}: settings")

@@ -8,12 +8,15 @@ from typing import Any, TypeVar, cast
 from torch import nn
 
 from pathorestore.hub import Pretrained
+from pathorestore.models.autoencoder import LatentAutoencoder
+from pathorestore.models.controlled import ControlNet, LatentUNet
 from pathorestore.models.defocus import DefocusEstimator
 from pathorestore.models.encoders import PathologyEncoder, TinyEncoder
 from pathorestore.models.optics_prompt import NoOptics, OpticsPrompt
 from pathorestore.models.pdiffusion import PDiffusion
 from pathorestore.models.pformer import PFormer
 from pathorestore.models.prompts import EdgePrompt, EdgePromptConfig, PathologyPrompt, Prompter
+from pathorestore.models.swinir import SwinIR
 from pathorestore.pipelines.mop import default_folder
 
 P = TypeVar("P", bound=Pretrained)
@@ -26,6 +29,9 @@ _STAGES: Mapping[str, str] = {
     "edge": "pdiffusion",
     "coarse": "pformer",
     "fine": "pdiffusion",
+    "restoration": "restoration",
+    "autoencoder": "autoencoder",
+    "unet": "latent_unet",
 }
 
 
@@ -52,6 +58,26 @@ def trained_coarse(folder: Folder = EMBEDDED) -> PFormer:
 def trained_fine(folder: Folder = EMBEDDED) -> PDiffusion:
     """The fine stage of a folder of parts, to train it further."""
     return _part(PDiffusion, folder, "fine")
+
+
+def trained_restoration(folder: Folder) -> SwinIR:
+    """The restoration module of a folder of parts."""
+    return _part(SwinIR, folder, "restoration")
+
+
+def trained_autoencoder(folder: Folder) -> LatentAutoencoder:
+    """The autoencoder of a folder of parts."""
+    return _part(LatentAutoencoder, folder, "autoencoder")
+
+
+def trained_unet(folder: Folder) -> LatentUNet:
+    """The latent U-Net of a folder of parts."""
+    return _part(LatentUNet, folder, "unet")
+
+
+def control_of(folder: Folder) -> ControlNet:
+    """A control branch that begins as a copy of the latent U-Net of a folder of parts."""
+    return ControlNet.from_unet(trained_unet(folder))
 
 
 def trained_prompter(

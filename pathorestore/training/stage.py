@@ -15,6 +15,7 @@ from pathorestore.degradations.recipes import Setting
 from pathorestore.functional.noise import stream
 from pathorestore.hub import Pretrained
 from pathorestore.models.iste import Search
+from pathorestore.pipelines.controlled import SamplingSettings
 from pathorestore.pipelines.refine import FineSettings
 from pathorestore.training.export import describe
 from pathorestore.training.schedules import Schedule, WarmupCosine
@@ -48,7 +49,7 @@ class Stage(pl.LightningModule):
         """The parts of the restorer that this stage holds, trained and frozen, by the names they are saved under."""
         raise NotImplementedError
 
-    def settings(self) -> FineSettings | Search | None:
+    def settings(self) -> FineSettings | Search | SamplingSettings | None:
         """What the system is beside its networks, if anything."""
         return None
 
