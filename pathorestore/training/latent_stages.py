@@ -152,7 +152,7 @@ class LatentUNetStage(Stage):
     For systems without a pretrained prior; the autoencoder is frozen.
     """
 
-    trained = ("unet",)
+    trained: tuple[str, ...] = ("unet",)
     figures = ("mse", *(f"mse_{t}" for t in _VALIDATION_TIMES))
 
     def __init__(
