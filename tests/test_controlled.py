@@ -138,6 +138,7 @@ def test_the_branch_sees_the_condition_the_step_and_the_context(unet, batch):
     assert not torch.allclose(model(state, t, condition, context=other), before, atol=1e-4)
     assert torch.equal(model(state, t, condition, context=unet.context(2)), before)
     branch = model.control
+    assert torch.equal(model(state, t, condition, context=other), unet(state, t, context=other, control=branch(state, t, condition, other)))
     assert not torch.allclose(branch(state, t, condition, other).middle, branch(state, t, condition, unet.context(2)).middle, atol=1e-4)
 
 

@@ -127,7 +127,7 @@ class ControlNet(nn.Module, Pretrained):
     def __init__(self, config: ControlNetConfig):
         super().__init__()
         self.config = config
-        # the embedding of condition images at full size, which is what the least of widths is for, makes way for that of latents
+        # diffusers embeds condition images of full size; that module, made as small as can be, gives way to a convolution of latents
         self.model = load_diffusers().ControlNetModel(
             in_channels=config.channels, conditioning_embedding_out_channels=(1,), **_sizes(config)
         )
