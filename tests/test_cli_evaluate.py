@@ -148,6 +148,7 @@ def test_upscalers_are_judged_on_images_that_were_made_smaller(folders, tmp_path
     psnr = {one["method"]: one["interval"]["mean"] for one in summary["scores"] if one["column"] == "psnr_db"}
     # as it is born it draws bicubic images, but for what both do at edges; a tuned mask is never worse than none
     assert psnr["mine"] == pytest.approx(psnr["bicubic"], abs=0.1)
+    assert psnr["mine"] != psnr["bicubic"]
     assert psnr["unsharp mask"] >= psnr["bicubic"]
     assert summary["axis"]["field"] == "scale"
     assert {(one["low"], one["high"]) for one in summary["bins"]} == {(2, 2), (2.7, 2.7)}

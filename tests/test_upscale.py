@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from pathorestore.degradations.resize import resized
 from pathorestore.metrics.fidelity import psnr
 from pathorestore.models.implicit_decoders import ImplicitDecoderConfig, LIIFDecoder, LTEDecoder
-from pathorestore.models.iste import TextureDecoder, TextureDecoderConfig
+from pathorestore.models.iste import Search, TextureDecoder, TextureDecoderConfig
 from pathorestore.models.swinir import SwinIR, SwinIRConfig
 from pathorestore.nn.implicit import bicubic, grid
 from pathorestore.pipelines.demo import demo_image
@@ -76,6 +76,16 @@ def test_a_ramp_of_101_by_77_is_not_shifted(bicubic_start):
     slope = 0.6 / 100  # a shift by one small pixel changes so much
     inner = (places > 1) & (places < 99)  # nearer to the edges the kernel sees where the ramp ends
     assert (large[0, 0, inner, 100] - (0.2 + slope * places[inner])).abs().max() < 0.05 * slope
+
+
+def test_a_system_looks_for_textures_as_it_was_told(model, generator):
+    image = torch.rand(1, 3, 20, 22, generator=generator)
+    everywhere = model.upscale(image, scale=2)
+    model.search = Search(max_keys=9)
+    thinned = model.upscale(image, scale=2)
+    model.search = Search()
+    assert torch.equal(model.upscale(image, scale=2), everywhere)
+    assert not torch.equal(thinned, everywhere)
 
 
 def test_one_tile_is_the_whole_image(model, generator):
