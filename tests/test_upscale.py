@@ -1,12 +1,16 @@
 """ISTE as a whole: sizes, tiles, geometry, and what it says no to."""
 
+import json
+import shutil
+
 import pytest
 import torch
 import torch.nn.functional as F
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pathorestore.degradations.resize import resized
+from pathorestore.degradations.resize import reduced, resized
+from pathorestore.hub import WeightsError
 from pathorestore.metrics.fidelity import psnr
 from pathorestore.models.implicit_decoders import ImplicitDecoderConfig, LIIFDecoder, LTEDecoder
 from pathorestore.models.iste import Search, TextureDecoder, TextureDecoderConfig
@@ -15,7 +19,6 @@ from pathorestore.nn.implicit import bicubic, grid
 from pathorestore.pipelines.demo import demo_image
 from pathorestore.pipelines.enlarge import cuts
 from pathorestore.pipelines.iste import ISTE, load_default
-from pathorestore.training.upscale_stage import reduced
 
 
 @pytest.fixture(scope="module")
@@ -139,6 +142,18 @@ def test_gradients_reach_every_parameter_of_the_system(model):
 def test_impossible_wishes_are_refused(model, wish, told):
     with pytest.raises(ValueError, match=told):
         model.upscale(torch.rand(1, 3, 12, 12), **wish)
+
+
+def test_a_folder_without_a_decoder_or_with_two_is_refused(model, tmp_path):
+    model.save_pretrained(tmp_path / "whole")
+    for parts in ({"encoder": "SwinIR"}, {"decoder": "TextureDecoder"}, {"encoder": "SwinIR", "decoder": "TextureDecoder", "liif": "LIIF"}):
+        shutil.copytree(tmp_path / "whole", tmp_path / "broken", dirs_exist_ok=True)
+        if "liif" in parts:
+            LIIFDecoder(ImplicitDecoderConfig(features=8, hidden=(8,))).save_pretrained(tmp_path / "broken" / "liif")
+        content = json.loads((tmp_path / "whole" / "system.json").read_text())
+        (tmp_path / "broken" / "system.json").write_text(json.dumps(content | {"parts": parts}))
+        with pytest.raises(WeightsError, match="expected an encoder and one of decoder, liif, lte"):
+            ISTE.from_pretrained(tmp_path / "broken")
 
 
 def test_parts_that_do_not_fit_are_refused():
