@@ -38,6 +38,7 @@ def fill_restore(command: "ArgumentParser") -> None:
     command.add_argument("--risk-map", action="store_true", help="beside each image, where it may be wrong: NAME.risk.tiff, NAME.risk.png")
     command.add_argument("--risk-seeds", type=int, default=None, help="runs of the second stage for its risk map; default: 3")
     command.add_argument("--shard", type=str, default="", metavar="I/N", help="do only part I (from 0) of N, for arrays of jobs")
+    command.add_argument("--batch", type=int, default=8, help="tiles of slides per pass on a GPU, halved where its memory is short")
     fill_slides(command)
 
 
@@ -84,7 +85,7 @@ def _work(
     from pathorestore.slide.restore import RestoreSlide
     from pathorestore.slide.restoring import Restoring
 
-    wishes = slide_options(arguments, arguments.mpp)
+    wishes = slide_options(arguments, mpp=arguments.mpp, batch=arguments.batch)
     ready = ready_restorer(options, progress=bar("tile"))
     shared: dict[str, Any] = {
         "model_id": ready.model_id,

@@ -22,13 +22,13 @@ _MIB = 2**20
 Bar = Callable[..., None]
 
 
-def fill_slides(command: "ArgumentParser", *, mpp: str = "--mpp") -> None:
+def fill_slides(command: "ArgumentParser", *, verb: str = "restore", mpp: str = "--mpp") -> None:
     """Declare the options for slides. mpp: the one that says how large their pixels are."""
     from jsonargparse import ActionYesNo
 
     slides = command.add_argument_group("slides, which are written as pyramidal TIFF")
     slides.add_argument("--pyramid", action="store_true", help="treat plain images as slides too")
-    slides.add_argument("--region", type=str, default="", metavar="X,Y,W,H", help="restore a part only, in px of the largest level")
+    slides.add_argument("--region", type=str, default="", metavar="X,Y,W,H", help=f"{verb} a part only, in px of the largest level")
     slides.add_argument(
         mpp,
         dest=mpp.removeprefix("--").replace("-", "_"),
@@ -36,13 +36,16 @@ def fill_slides(command: "ArgumentParser", *, mpp: str = "--mpp") -> None:
         default=None,
         help="um per pixel, where the slide does not say it or is wrong",
     )
-    slides.add_argument("--all-tiles", action="store_true", help="restore glass too, not only what differs from it")
+    slides.add_argument("--all-tiles", action="store_true", help=f"{verb} glass too, not only what differs from it")
     slides.add_argument(
-        "--on-bad-tile", choices=("fail", "pass"), default="fail", help="pass: leave and record what cannot be read or restored"
+        "--on-bad-tile",
+        choices=("fail", "pass"),
+        default="fail",
+        help="pass: leave and record what cannot be read or computed",
     )
     resume = ActionYesNo(yes_prefix="", no_prefix="no-")
     slides.add_argument("--resume", action=resume, default=True, help="go on where an unfinished run stopped; --no-resume begins anew")
-    slides.add_argument("--geojson", action="store_true", help="write what was restored, and where something went wrong, for QuPath")
+    slides.add_argument("--geojson", action="store_true", help="write where tissue was, and where something went wrong, for QuPath")
     slides.add_argument("--work-dir", type=str, default=None, help="local folder for unfinished work; default: beside the output")
     slides.add_argument(
         "--format", choices=("tiff", "ome-tiff"), default="tiff", help="ome-tiff for Bio-Formats; OpenSlide sees one level of it"
@@ -51,20 +54,19 @@ def fill_slides(command: "ArgumentParser", *, mpp: str = "--mpp") -> None:
         "--compression", choices=("auto", "jpeg", "deflate"), default="auto", help="auto: jpeg, deflate (lossless) for 16 bits"
     )
     slides.add_argument("--quality", type=int, default=90, help="of JPEG, 1-100")
-    slides.add_argument("--batch", type=int, default=8, help="tiles per pass on a GPU, halved where its memory is short")
     slides.add_argument("--dry-run", action="store_true", help="say what would be done, and how long it takes, and stop")
     slides.add_argument("--json-progress", action="store_true", help="progress as lines of JSON on stderr")
 
 
-def slide_options(arguments: "Namespace", mpp: float | None) -> "SlideOptions":
-    """The arguments that are about slides. mpp: how large their pixels are, if it was said."""
+def slide_options(arguments: "Namespace", *, mpp: float | None = None, batch: int = 1) -> "SlideOptions":
+    """The arguments that are about slides. mpp: how large their pixels are, if it was said. batch: tiles per pass on an accelerator."""
     from pathorestore.slide.source import SLIDE_MAX_PIXELS
     from pathorestore.slide.work import SlideOptions
 
     return SlideOptions(
         tile_px=arguments.tile,
         overlap_px=arguments.overlap,
-        batch_size=arguments.batch,
+        batch_size=batch,
         format=arguments.format,
         compression=arguments.compression,
         quality=arguments.quality,
@@ -118,18 +120,16 @@ def estimates(jobs: "Sequence[Job]", work: RestoreAny, fail: Callable[[str], Non
 
     codes = []
     rows = [["file", "size px", "mpp", "tiles", "disk MiB", "rows MiB", "minutes"]]
-    per_tile = 0.0
     for job in jobs:
         if not work.takes_slide(job):
             rows.append([str(job.input), "image", "", "", "", "", ""])
             continue
         try:
-            found: SlideEstimate = work.slide.estimate(job.input)
+            found: SlideEstimate = work.slide.estimate(job.input, timed=True)
         except Exception as error:  # the others can be told all the same
             fail(explain(error))
             codes.append(code_of(error, job))
             continue
-        per_tile = per_tile or work.slide.seconds_per_tile()
         rows.append(
             [
                 str(job.input),
@@ -138,7 +138,7 @@ def estimates(jobs: "Sequence[Job]", work: RestoreAny, fail: Callable[[str], Non
                 f"{found.tiles} of {found.all_tiles}",
                 f"{found.output_bytes / _MIB:.0f}",
                 f"{found.memory_bytes / _MIB:.0f}",
-                f"{found.tiles * per_tile / 60:.1f}",
+                f"{(found.seconds or 0) / 60:.1f}",
             ]
         )
     return rows, max(codes, default=0) if len(jobs) == 1 else EXIT_SOME_FAILED * bool(codes)

@@ -33,7 +33,7 @@ def fill_upscale(command: "ArgumentParser") -> None:
     command.add_argument("--overlap", type=int, default=8, help="what tiles see of their neighbours, in px of the input")
     command.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto", help="where to compute; auto takes CUDA if present")
     command.add_argument("--shard", type=str, default="", metavar="I/N", help="do only part I (from 0) of N, for arrays of jobs")
-    fill_slides(command, mpp="--source-mpp")
+    fill_slides(command, verb="enlarge", mpp="--source-mpp")
 
 
 @dataclass(frozen=True)
@@ -88,7 +88,7 @@ def _work(
     from pathorestore.slide.enlarging import Enlarging
     from pathorestore.slide.restore import RestoreSlide
 
-    wishes = slide_options(arguments, None)
+    wishes = slide_options(arguments)
     ready = ready_upscaler(options)
     shared: dict[str, Any] = {
         "model_id": ready.system.model_id,

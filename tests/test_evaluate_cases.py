@@ -213,13 +213,15 @@ def test_a_reduced_case_is_the_recipe_and_its_bicubic_enlargement(folders, scale
 
 def test_reduction_that_cannot_be_is_refused(folders):
     files = files_of_folder(folders[0])
-    for scales in ((), (0.5,), (2.0, 2.0), (17.0,)):
+    for scales in ((), (0.5,), (2.0, 2.0), (17.0,), (float("nan"),)):
         with pytest.raises(ValueError, match="factors from 1 to 16"):
             ReducedImages(files, scales=scales)
     with pytest.raises(ValueError, match="--blur -1 must not be negative"):
         ReducedImages(files, scales=(2.0,), blur=-1)
+    with pytest.raises(ValueError, match="--blur nan must not be negative"):
+        ReducedImages(files, scales=(2.0,), blur=float("nan"))
     cases = ReducedImages(files, scales=(16.0,), crop_px=8)
-    with pytest.raises(ImageFileError, match="has 8 x 8 px, too few to be made 16 times smaller"):
+    with pytest.raises(ImageFileError, match="8 x 8 px are too few to be made 16 times smaller"):
         cases.load(cases.keys[0])
 
 

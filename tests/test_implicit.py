@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pathorestore.nn.implicit import bicubic, centres, check_skip, corners, gather, grid, mlp
+from pathorestore.nn.implicit import Lattice, bicubic, bicubic_on, centres, check_skip, corners, gather, grid, mlp
 
 SIDES = st.integers(1, 9)
 
@@ -82,6 +82,15 @@ def test_bicubic_is_the_interpolation_of_pytorch_and_pillow(height, width, scale
         slice(math.ceil(2 * out / length), out - math.ceil(2 * out / length)) for length, out in zip((height, width), size, strict=True)
     ]
     assert torch.allclose(ours[..., inner[0], inner[1]], theirs[..., inner[0], inner[1]], atol=1e-6)
+
+
+@given(height=st.integers(1, 12), width=st.integers(1, 12), rows=st.integers(1, 20), columns=st.integers(1, 20))
+def test_bicubic_where_rows_and_columns_cross_is_bicubic_at_each_place(height, width, rows, columns):
+    image = torch.rand(2, 3, height, width, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    lattice = Lattice(centres(rows) * 0.9, centres(columns) * 1.1)
+    crossed = bicubic_on(image, lattice)
+    for one, own in zip(crossed, image, strict=True):
+        assert torch.allclose(one.flatten(1).T, bicubic(own[None], lattice.places()), atol=1e-12)
 
 
 def test_bicubic_draws_quadratics_as_they_are_and_pixels_at_their_centres():

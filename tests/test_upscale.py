@@ -1,21 +1,26 @@
 """ISTE as a whole: sizes, tiles, geometry, and what it says no to."""
 
+import json
+import shutil
+from pathlib import Path
+
 import pytest
 import torch
 import torch.nn.functional as F
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pathorestore.degradations.resize import resized
+from pathorestore.degradations.resize import reduced, resized
+from pathorestore.hub import WeightsError
 from pathorestore.metrics.fidelity import psnr
 from pathorestore.models.implicit_decoders import ImplicitDecoderConfig, LIIFDecoder, LTEDecoder
-from pathorestore.models.iste import TextureDecoder, TextureDecoderConfig
+from pathorestore.models.iste import Search, TextureDecoder, TextureDecoderConfig
 from pathorestore.models.swinir import SwinIR, SwinIRConfig
 from pathorestore.nn.implicit import bicubic, grid
+from pathorestore.pipelines import iste
 from pathorestore.pipelines.demo import demo_image
 from pathorestore.pipelines.enlarge import cuts
 from pathorestore.pipelines.iste import ISTE, load_default
-from pathorestore.training.upscale_stage import reduced
 
 
 @pytest.fixture(scope="module")
@@ -78,6 +83,16 @@ def test_a_ramp_of_101_by_77_is_not_shifted(bicubic_start):
     assert (large[0, 0, inner, 100] - (0.2 + slope * places[inner])).abs().max() < 0.05 * slope
 
 
+def test_a_system_looks_for_textures_as_it_was_told(model, generator):
+    image = torch.rand(1, 3, 20, 22, generator=generator)
+    everywhere = model.upscale(image, scale=2)
+    model.search = Search(max_keys=9)
+    thinned = model.upscale(image, scale=2)
+    model.search = Search()
+    assert torch.equal(model.upscale(image, scale=2), everywhere)
+    assert not torch.equal(thinned, everywhere)
+
+
 def test_one_tile_is_the_whole_image(model, generator):
     image = torch.rand(1, 3, 20, 22, generator=generator)
     assert torch.equal(model.upscale(image, scale=2, tile_px=22), model.upscale(image, scale=2, tile_px=500, overlap_px=90))
@@ -131,6 +146,18 @@ def test_impossible_wishes_are_refused(model, wish, told):
         model.upscale(torch.rand(1, 3, 12, 12), **wish)
 
 
+def test_a_folder_without_a_decoder_or_with_two_is_refused(model, tmp_path):
+    model.save_pretrained(tmp_path / "whole")
+    for parts in ({"encoder": "SwinIR"}, {"decoder": "TextureDecoder"}, {"encoder": "SwinIR", "decoder": "TextureDecoder", "liif": "LIIF"}):
+        shutil.copytree(tmp_path / "whole", tmp_path / "broken", dirs_exist_ok=True)
+        if "liif" in parts:
+            LIIFDecoder(ImplicitDecoderConfig(features=8, hidden=(8,))).save_pretrained(tmp_path / "broken" / "liif")
+        content = json.loads((tmp_path / "whole" / "system.json").read_text())
+        (tmp_path / "broken" / "system.json").write_text(json.dumps(content | {"parts": parts}))
+        with pytest.raises(WeightsError, match="expected an encoder and one of decoder, liif, lte"):
+            ISTE.from_pretrained(tmp_path / "broken")
+
+
 def test_parts_that_do_not_fit_are_refused():
     with pytest.raises(ValueError, match="gives 8 features but the decoder expects 32"):
         ISTE(SwinIR(SwinIRConfig(embed=12, blocks=(1,), heads=2, features=8)), TextureDecoder(TextureDecoderConfig.tiny()))
@@ -149,3 +176,9 @@ def test_the_embedded_weights_beat_bicubic_on_tissue_that_they_never_saw(embedde
 def test_the_embedded_weights_search_among_as_many_textures_as_in_training(embedded):
     assert embedded.model_id == "iste-tiny"
     assert embedded.search.max_keys == 1024
+
+
+def test_the_embedded_card_tells_how_the_weights_came_about():
+    card = (Path(iste.__file__).parents[1] / "weights" / "iste-tiny" / "README.md").read_text()
+    assert "not recorded" not in card
+    assert "gain over bicubic x3.3" in card

@@ -2,6 +2,7 @@
 
 import functools
 import json
+import re
 from dataclasses import replace
 from pathlib import Path
 
@@ -18,6 +19,7 @@ from slide_samples import CLOCK, OPTIONS, files_in, level_pixels, tissue_pixels,
 
 from pathorestore import cli
 from pathorestore.image import from_uint8, to_uint8
+from pathorestore.models.iste import Search
 from pathorestore.nn.implicit import Lattice, bicubic, grid
 from pathorestore.pipelines.batch import Job
 from pathorestore.pipelines.enlarge import BicubicEnlarger, Enlargement, enlarged, target_size
@@ -29,6 +31,7 @@ from pathorestore.pipelines.upscale_file import UpscaleFile
 from pathorestore.slide.enlarging import Enlarging
 from pathorestore.slide.restore import RestoreSlide
 from pathorestore.slide.source import open_slide
+from pathorestore.slide.work import Hearing
 
 RECORD = {"model_id": "test", "weights_sha256": None, "parameters": {}, "clock": lambda: CLOCK}
 
@@ -80,12 +83,16 @@ def test_finer_pixels_cover_the_same_area(scale, height, width, mpp):
 
 @given(mpp=st.floats(0.1, 4), wanted=st.floats(0.05, 4))
 def test_a_wanted_pixel_size_gives_the_scale(mpp, wanted):
-    if 1 <= mpp / wanted <= 16:
+    """One that is there already, up to what scanners differ by, leaves nothing to do; for one that is too fine the nearest is named."""
+    if 1.02 <= mpp / wanted <= 16:
         assert Enlargement(mpp=wanted).scale_of(mpp) == pytest.approx(mpp / wanted)
         assert Enlargement(mpp=wanted, source_mpp=mpp).scale_of(10.0) == Enlargement(mpp=wanted).scale_of(mpp)
     else:
-        with pytest.raises(ImageFileError, match="made smaller" if mpp < wanted else "is the most"):
+        with pytest.raises(ImageFileError, match="nothing to enlarge" if mpp < 1.02 * wanted else "is the most") as told:
             Enlargement(mpp=wanted).scale_of(mpp)
+        if mpp / wanted > 16:
+            remedy = float(re.search(r"try --mpp ([0-9.]+)", str(told.value))[1])
+            assert 15 < Enlargement(mpp=remedy).scale_of(mpp) <= 16
 
 
 @pytest.mark.parametrize(
@@ -128,7 +135,7 @@ def test_an_image_is_larger_its_pixels_finer_and_its_record_in_it(tmp_path, suff
     assert back.icc == SRGB
     record = read_provenance(target)
     assert record.notice == ENLARGED_NOTICE
-    assert record.parameters["scale"] == round(208 / 77, 6)
+    assert record.parameters["scale"] == 2.7
     assert record.pixel_um == pytest.approx(expected_um)
     assert done.megapixels == 77 * 101 / 1e6
 
@@ -165,6 +172,10 @@ def test_what_cannot_be_is_refused_before_anything_is_drawn(tmp_path):
         upscale_file(source, tmp_path / "out.png", enlarger, scale=3, max_pixels=3000)
     with pytest.raises(ImageFileError, match="is the input itself"):
         upscale_file(source, source, enlarger, scale=2, overwrite=True)
+    Image.fromarray(tissue_pixels(1, 5000)).save(tmp_path / "long.png")
+    with pytest.raises(ImageFileError, match=r"out\.jpg: is 70000 x 14 px and JPEG ends at 65500"):
+        upscale_file(tmp_path / "long.png", tmp_path / "out.jpg", enlarger, scale=14)
+    (tmp_path / "long.png").unlink()
     assert enlarger.drawn == 0
     assert files_in(tmp_path) == ["in.png"]
     with pytest.raises(ValueError, match="not finite for the tile at x=0, y=0"):
@@ -256,6 +267,7 @@ def test_glass_is_interpolated_and_only_tissue_is_drawn(tmp_path):
     drawn = whole(pixels, (400, 600))
     assert np.abs(stored[240:320, 360:480].astype(int) - drawn[240:320, 360:480]).max() <= 1
     (feature,) = json.loads((tmp_path / "out.tif.geojson").read_text())["features"]
+    assert feature["properties"]["classification"]["name"] == "enlarged"
     corners = np.array(feature["geometry"]["coordinates"][0][0])
     # in pixels of the output, around the tissue
     assert corners.min(axis=0)[0] <= 360 < 480 <= corners.max(axis=0)[0]
@@ -273,7 +285,98 @@ def test_a_bad_tile_fails_the_slide_or_is_interpolated_and_marked(tmp_path):
     stored, plain = level_pixels(tmp_path / "out.tif"), whole(pixels, (200, 200), BicubicEnlarger())
     assert np.abs(stored[:64, 64:128].astype(int) - plain[:64, 64:128]).max() <= 1
     _, bad = json.loads((tmp_path / "out.tif.geojson").read_text())["features"]
-    assert bad["geometry"]["coordinates"] == [[[56, 0], [136, 0], [136, 80], [56, 80], [56, 0]]]
+    assert bad["geometry"]["coordinates"] == [[[64, 0], [128, 0], [128, 64], [64, 64], [64, 0]]]
+
+
+def test_the_given_pixel_size_wins_and_another_one_is_another_job(tmp_path):
+    source = write_slide(tmp_path / "in.tif", tissue_pixels(300, 60), mpp=0.5)
+    with pytest.raises(KeyboardInterrupt):
+        upscale_slide(source, tmp_path / "out.tif", scale=2.0, source_mpp=0.4, stop=_stopping_after(1))
+    with pytest.raises(ValueError, match=r"mpp_given was 0\.4, is 0\.3"):
+        upscale_slide(source, tmp_path / "out.tif", scale=2.0, source_mpp=0.3)
+    upscale_slide(source, tmp_path / "out.tif", scale=2.0, source_mpp=0.4)
+    record = read_provenance(tmp_path / "out.tif")
+    assert (record.pixel_um, record.parameters["mpp_given"]) == (pytest.approx(0.2), 0.4)
+
+
+def test_memory_holds_a_row_of_tiles_and_grows_with_the_width_alone(tmp_path):
+    """The formula allows what the engine holds, and knows no height."""
+
+    def run_on(height, width, scale=2.0):
+        source = open_slide(write_slide(tmp_path / f"{height}x{width}.tif", tissue_pixels(height, width), levels=1))
+        work = Enlarging(enlarger=Blurring(), target=Enlargement(scale=scale))
+        return work.run(source, replace(OPTIONS, tile_px=40, overlap_px=4)), source
+
+    (small, _), (tall, source), (wide, _) = run_on(200, 100), run_on(800, 100), run_on(200, 400)
+    assert small.memory_bytes == tall.memory_bytes
+    assert wide.memory_bytes == pytest.approx(4 * small.memory_bytes)
+    assert run_on(200, 100, 4.0)[0].memory_bytes > small.memory_bytes
+    reader, drawn = tall.streams(lambda y, height: source.read(y, 0, height, 100), 0, Hearing(event=lambda _: None, passes=lambda _: None))
+    most = 0
+    for bottom in range(64, 1601, 64):
+        drawn.need(bottom)
+        drawn.window.forget(bottom)
+        held = sum(block.nbytes for stream in (reader, drawn) for block in stream.window._blocks)
+        most = max(most, held)
+    reader.close()
+    assert 100 * 40 * 3 < most < tall.memory_bytes
+
+
+def test_a_region_is_told_from_glass_by_its_own_part_of_the_overview(tmp_path):
+    pixels = np.full((200, 300, 3), 243, np.uint8)
+    pixels[20:60, 20:80] = tissue_pixels(40, 60)
+    source, enlarger = write_slide(tmp_path / "in.tif", pixels, levels=2), Blurring()
+    upscale_slide(source, tmp_path / "glass.tif", enlarger, scale=2, wishes={"all_tiles": False, "region": (150, 100, 150, 100)})
+    assert enlarger.drawn == 0
+    upscale_slide(source, tmp_path / "tissue.tif", enlarger, scale=2, wishes={"all_tiles": False, "region": (20, 20, 60, 40)})
+    assert enlarger.drawn == read_provenance(tmp_path / "tissue.tif").parameters["tiles"] > 0
+
+
+def test_a_slide_above_the_limit_of_pixels_is_refused(tmp_path):
+    source = write_slide(tmp_path / "in.tif", tissue_pixels(100, 100), levels=1)
+    with pytest.raises(ImageFileError, match=r"in\.tif: would become 300 x 300 px, above the limit of 80,000; .*--max-pixels"):
+        upscale_slide(source, tmp_path / "out.tif", scale=3, wishes={"max_pixels": 80_000})
+
+
+def test_the_time_of_a_pass_is_that_of_a_tile_of_this_slide(tmp_path):
+    sizes = []
+
+    class Noting:
+        def draw(self, part, lattice, size, out_size):
+            sizes.append((part.shape[-2:], lattice.size))
+            return torch.zeros(1, 3, *lattice.size)
+
+    source = open_slide(write_slide(tmp_path / "in.tif", tissue_pixels(200, 160), mpp=0.5))
+    for target in (Enlargement(scale=3.5), Enlargement(mpp=0.25)):
+        Enlarging(enlarger=Noting(), target=target).run(source, replace(OPTIONS, tile_px=40, overlap_px=4)).seconds_per_pass()
+    assert sizes == [((40, 40), (112, 112))] * 2 + [((40, 40), (64, 64))] * 2
+
+
+def test_the_finest_pixels_that_are_written_are_read_again(tmp_path):
+    source = write_slide(tmp_path / "in.tif", tissue_pixels(40, 40), mpp=0.25)
+    upscale_slide(source, tmp_path / "out.tif", scale=16)
+    assert open_slide(tmp_path / "out.tif").facts.mpp == pytest.approx(0.25 / 16) == read_provenance(tmp_path / "out.tif").pixel_um
+
+
+def test_scales_that_give_one_height_but_two_widths_are_two_jobs(tmp_path):
+    source = write_slide(tmp_path / "in.tif", tissue_pixels(300, 1020), mpp=0.5)
+    with pytest.raises(KeyboardInterrupt):
+        upscale_slide(source, tmp_path / "out.tif", BicubicEnlarger(), scale=1.0034, stop=_stopping_after(1))
+    with pytest.raises(ValueError, match=r"scale was 1\.0034, is 1\.0045"):
+        upscale_slide(source, tmp_path / "out.tif", BicubicEnlarger(), scale=1.0045)
+
+
+def test_tiles_travel_to_the_device(tmp_path):
+    source, seen = write_slide(tmp_path / "in.tif", tissue_pixels(30, 30), levels=1), []
+
+    class Elsewhere(Blurring):
+        def draw(self, part, lattice, size, out_size):
+            seen.append(part.device.type)
+            return torch.zeros(1, 3, *lattice.size)
+
+    upscale_slide(source, tmp_path / "out.tif", Elsewhere(), scale=2, device="meta")
+    enlarged(Elsewhere(), torch.rand(1, 3, 9, 9), (18, 18), tile_px=40, overlap_px=4, device="meta")
+    assert seen == ["meta", "meta"]
 
 
 def test_an_estimate_draws_nothing(tmp_path):
@@ -285,14 +388,20 @@ def test_an_estimate_draws_nothing(tmp_path):
     assert enlarger.drawn == 0
     assert (found.width_px, found.height_px, found.tiles) == (351, 270, 4 * 5)
     assert found.mpp == pytest.approx(0.5 / 2.7, rel=1e-3)
-    assert slide.seconds_per_tile() > 0
+    assert found.seconds is None
+    timed = slide.estimate(source, timed=True)
+    assert enlarger.drawn == 2
+    assert 0 < timed.seconds == pytest.approx(20 * slide.work.run(open_slide(source), slide.options).seconds_per_pass())
+    assert enlarger.drawn == 2  # remembered
 
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
     """Untrained weights, which draw as bicubic interpolation does."""
     torch.manual_seed(0)
-    ISTE.of(ISTEConfig.tiny()).save_pretrained(path := tmp_path_factory.mktemp("weights") / "mine")
+    system = ISTE.of(ISTEConfig.tiny())
+    system.search = Search(max_keys=500)
+    system.save_pretrained(path := tmp_path_factory.mktemp("weights") / "mine")
     return path
 
 
@@ -334,6 +443,17 @@ def test_the_command_enlarges_images_and_slides_and_goes_on_after_a_bad_file(tmp
     assert read_image_file(tmp_path / "out" / "unknown.png").pixel_um == pytest.approx(0.25, rel=1e-3)
 
 
+def test_tiles_are_those_that_were_asked_for(tmp_path, run):
+    Image.fromarray(tissue_pixels(60, 60)).save(tmp_path / "in.png")
+    for name, words in (("image.png", ()), ("slide.tif", ("--pyramid",))):
+        assert run(tmp_path / "in.png", "-o", tmp_path / name, "--scale", 2, "--tile", 24, "--overlap", 4, *words)[0] == 0
+        record = read_provenance(tmp_path / name).parameters
+        assert (record["tile_px"], record["overlap_px"], record["max_keys"]) == (24, 4, 500)
+    assert record["tiles"] == 16
+    untiled = run(tmp_path / "in.png", "-o", tmp_path / "untiled.png", "--scale", 2)
+    assert untiled[0] == 0
+
+
 def test_an_untrained_model_draws_as_bicubic_interpolation(tmp_path, run):
     pixels = tissue_pixels(90, 70)
     Image.fromarray(pixels).save(tmp_path / "in.png")
@@ -351,8 +471,16 @@ def test_an_untrained_model_draws_as_bicubic_interpolation(tmp_path, run):
         (["--scale", "2", "--mpp", "0.2"], 2, "either --scale"),
         ([], 2, "either --scale"),
         (["--scale", "2", "--tile", "4"], 2, "--tile 4 must lie in 16..512"),
-        (["--scale", "2", "--overlap", "40"], 2, "--overlap 40 must lie in 0..31"),
+        (["--scale", "2", "--overlap", "40"], 2, "--overlap 40 must lie in 4..31"),
+        (["--scale", "2", "--overlap", "2"], 2, "borders of tiles show"),
+        (["--scale", "2", "--batch", "2"], 2, "batch"),
         (["--scale", "2", "--region", "0,0,9,9"], 2, "--region is for slides"),
+        (["--scale", "2", "--geojson"], 2, "--geojson is for slides"),
+        (["--scale", "2", "--format", "ome-tiff"], 2, "--format ome-tiff is for slides"),
+        (["--scale", "2", "--compression", "deflate"], 2, "--compression is for slides"),
+        (["--scale", "2", "--max-pixels", "3000"], 3, "above the limit of 3,000"),
+        (["--scale", "2", "--max-pixels", "3000", "--pyramid"], 3, "above the limit of 3,000"),
+        (["--scale", "2", "--revision", "v1"], 2, "has no revision='v1'"),
         (["--scale", "2", "--region", "0,0,900,9", "--pyramid"], 2, "--region 0,0,900,9 is not inside"),
         (["--scale", "2", "--source-mpp", "99"], 2, "--source-mpp 99 must lie"),
         (["--mpp", "0.2"], 3, "--source-mpp"),

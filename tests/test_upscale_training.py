@@ -10,12 +10,13 @@ from torch.nn import functional as F
 
 from pathorestore.data.batches import SharpBatch
 from pathorestore.degradations.acquisition import gaussian_blur
-from pathorestore.degradations.resize import blur_then_resize, resized
+from pathorestore.degradations.resize import blur_then_resize, reduced, resized
+from pathorestore.metrics.fidelity import psnr
 from pathorestore.models.implicit_decoders import ImplicitDecoderConfig, LIIFDecoder, LTEDecoder
-from pathorestore.models.iste import TextureDecoder, TextureDecoderConfig
+from pathorestore.models.iste import Search, TextureDecoder, TextureDecoderConfig
 from pathorestore.models.swinir import SwinIR, SwinIRConfig
 from pathorestore.training import UpscaleStage
-from pathorestore.training.upscale_stage import ScaleSampling, reduced
+from pathorestore.training.upscale_stage import ScaleSampling
 
 
 def stage(seed=0, **sampling):
@@ -114,6 +115,30 @@ def test_it_learns_to_draw_better_than_bilinear():
         optimizer.step()
         losses.append(loss.item())
     assert losses[-1] < 0.7 * losses[0]
+
+
+def test_a_system_searches_among_as_many_textures_as_in_training():
+    assert stage(points=60).settings() == stage(points=60).system.search == Search(max_keys=60)
+
+
+def test_validation_looks_at_blurred_and_at_sharp_reductions(monkeypatch):
+    network, told = stage(), {}
+    monkeypatch.setattr(network, "score", lambda name, values, **_: told.setdefault(name, values))
+    made = SharpBatch(gaussian_blur(batch(size=48).sharp, sigma_px=1.0), *batch(size=48)[1:])
+    network.evaluate(made)
+    for name, blur in (("gain_x2", 1.0), ("gain_x2_sharp", 0.0)):
+        small, clean = reduced(made.sharp, 2.0, blur=blur)
+        size = tuple(clean.shape[-2:])
+        gain = psnr(network.system.upscale(small, out_size=size), clean) - psnr(resized(small, size), clean)
+        assert torch.allclose(told[name], gain, atol=1e-4)
+    assert not torch.allclose(told["gain_x2"], told["gain_x2_sharp"], atol=1e-3)
+
+
+def test_reduction_loses_no_pixel_to_rounding():
+    small, clean = reduced(torch.rand(1, 3, 33, 33), 1.1)
+    assert (small.shape[-1], clean.shape[-1]) == (30, 33)
+    with pytest.raises(ValueError, match="too few to be made 9 times smaller"):
+        reduced(torch.rand(1, 3, 8, 8), 9.0)
 
 
 def test_validation_shows_whole_small_pixels_only():

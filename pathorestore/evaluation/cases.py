@@ -12,7 +12,7 @@ from torch import Tensor
 
 from pathorestore.degradations.optical import Degraded, degrade
 from pathorestore.degradations.recipes import Setting
-from pathorestore.degradations.resize import blur_then_resize, resized
+from pathorestore.degradations.resize import reduced, resized
 from pathorestore.pipelines.enlarge import LARGEST_SCALE
 from pathorestore.pipelines.image_file import read_image_file
 from pathorestore.pipelines.raster import ImageFileError
@@ -152,9 +152,10 @@ class ReducedImages:
     degraded_name = BICUBIC
 
     def __init__(self, files: Sequence[CaseKey], *, scales: Sequence[float], blur: float = 1.0, crop_px: int = 0):
-        if not scales or min(scales) < 1 or max(scales) > LARGEST_SCALE or len({f"{scale:g}" for scale in scales}) < len(scales):
+        told_apart = len({f"{scale:g}" for scale in scales}) == len(scales)
+        if not scales or not told_apart or not all(1 <= scale <= LARGEST_SCALE for scale in scales):
             raise ValueError(f"--reduce needs one or more different factors from 1 to {LARGEST_SCALE:g}; got {list(scales)}")
-        if blur < 0:
+        if not blur >= 0:
             raise ValueError(f"--blur {blur:g} must not be negative; 1 is that of ISTE's recipe, 0 none")
         self.scales, self.blur, self.crop_px = tuple(scales), blur, crop_px
         self.keys = tuple(replace(file, name=f"{file.name} x{scale:g}", scale=scale, mpp=DESIGN_MPP) for file in files for scale in scales)
@@ -166,13 +167,10 @@ class ReducedImages:
             raise ValueError(f"{key.name} has no scale; expected a key of this list")
         file = read_image_file(key.clean)
         sharp = self.window(at_design_mpp(file.image, self._source_mpp[key.image] or file.pixel_um))
-        height, width = (int(side / key.scale) for side in sharp.shape[-2:])
-        if min(height, width) < 1:
-            raise ImageFileError(
-                f"{key.clean}: has {sharp.shape[-1]} x {sharp.shape[-2]} px, too few to be made {key.scale:g} times smaller"
-            )
-        clean = sharp[..., : round(height * key.scale), : round(width * key.scale)]
-        small = blur_then_resize(clean, (height, width), blur=self.blur)
+        try:
+            small, clean = reduced(sharp, key.scale, blur=self.blur)
+        except ValueError as error:
+            raise ImageFileError(f"{key.clean}: {error}") from None
         size = (clean.shape[-2], clean.shape[-1])
         return Case(key=key, clean=clean, degraded=resized(small, size), small=small)
 

@@ -3,6 +3,7 @@
 A coordinate is (y, x), from -1 to 1 between the outer edges of a map; the centre of pixel i of n lies at -1 + (2 i + 1) / n.
 """
 
+import functools
 from collections.abc import Callable, Sequence
 from typing import Literal, NamedTuple, get_args
 
@@ -112,6 +113,16 @@ def bicubic(image: Tensor, places: Tensor) -> Tensor:
     cells = (rows[:, :, None] * width + columns[:, None, :]).flatten(1)
     weights = (down[:, :, None] * right[:, None, :]).flatten(1).to(image.dtype)
     return (image[0].flatten(1)[:, cells] * weights).sum(dim=-1).T
+
+
+def bicubic_on(image: Tensor, lattice: Lattice) -> Tensor:
+    """The same for images b c h w where rows and columns cross, b c H W: one axis after the other, in memory of the result's size."""
+    for axis, places in ((-2, lattice.rows), (-1, lattice.columns)):
+        index, weights = _four(places.to(image.device), image.shape[axis])
+        shape = (-1, 1) if axis == -2 else (-1,)
+        taps = (image.index_select(axis, index[:, tap]) * weights[:, tap].to(image.dtype).reshape(shape) for tap in range(4))
+        image = functools.reduce(torch.Tensor.add_, taps)
+    return image
 
 
 def _four(places: Tensor, count: int) -> tuple[Tensor, Tensor]:

@@ -1,5 +1,6 @@
 """Larger images: how large, in which tiles, each output pixel made once."""
 
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Protocol
@@ -7,13 +8,14 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from pathorestore.nn.implicit import Lattice, bicubic
+from pathorestore.nn.implicit import Lattice, bicubic_on
 from pathorestore.pipelines.batch import BadResult
 from pathorestore.pipelines.pixel_size import LARGEST_MICROSCOPE_UM, SMALLEST_MICROSCOPE_UM
 from pathorestore.pipelines.raster import ImageFileError
 from pathorestore.pipelines.restorer import Progress, silent
 
 LARGEST_SCALE = 16.0
+_ALREADY = 1.02  # pixel sizes of one magnification differ by as much between scanners
 Size = tuple[int, int]
 """Height and width in px."""
 
@@ -32,8 +34,7 @@ class BicubicEnlarger:
     def draw(self, part: Tensor, lattice: Lattice, size: Size, out_size: Size) -> Tensor:
         """See `Enlarger`."""
         del size, out_size
-        places = lattice.places().to(part.device)
-        return torch.stack([bicubic(one[None], places).T.reshape(3, *lattice.size) for one in part])
+        return bicubic_on(part, lattice)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -152,12 +153,14 @@ class Enlargement:
                 f"does not say how large its pixels are, so --mpp {self.mpp:g} means nothing; add --source-mpp, or use --scale"
             )
         scale = known / self.mpp
-        if scale < 1:
-            raise ImageFileError(f"has pixels of {known:.4g} um, finer than --mpp {self.mpp:g} already; images are not made smaller here")
+        if scale < _ALREADY:
+            raise ImageFileError(
+                f"has pixels of {known:.4g} um, so --mpp {self.mpp:g} leaves nothing to enlarge; images are not made smaller"
+            )
         if scale > LARGEST_SCALE:
             raise ImageFileError(
                 f"has pixels of {known:.4g} um; --mpp {self.mpp:g} asks for x{scale:.3g}, and x{LARGEST_SCALE:g} is the most; try "
-                f"--mpp {known / LARGEST_SCALE:.2g} or coarser"
+                f"--mpp {math.ceil(1000 * known / LARGEST_SCALE) / 1000:g} or coarser"
             )
         return scale
 

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from pathorestore.atomic import write_atomic
 from pathorestore.image import check_image
-from pathorestore.pipelines.pillow_file import decode_bmp, decode_jpeg, decode_png, encode_jpeg, encode_png
+from pathorestore.pipelines.pillow_file import check_jpeg_size, decode_bmp, decode_jpeg, decode_png, encode_jpeg, encode_png
 from pathorestore.pipelines.provenance import Provenance
 from pathorestore.pipelines.raster import DEFAULT_MAX_PIXELS, ImageFileError, OutputFileError, Pixels, Raster, rounded, sniff
 from pathorestore.pipelines.tiff_file import decode_tiff, decode_tiff_stack, encode_tiff
@@ -156,6 +156,15 @@ def check_target(path: Path, input_path: Path, *, overwrite: bool) -> Encoder:
     if not overwrite and (path.exists() or path.is_symlink()):
         raise OutputFileError(f"{path}: exists already; --overwrite replaces it")
     return encode
+
+
+def check_size_for(path: Path, height_px: int, width_px: int) -> None:
+    """Raise OutputFileError for an image that the format of an output path cannot hold."""
+    if path.suffix.lower() in (".jpg", ".jpeg"):
+        try:
+            check_jpeg_size(height_px, width_px)
+        except ImageFileError as error:
+            raise OutputFileError(f"{path}: {error}") from None
 
 
 def encoder_for(path: Path) -> Encoder:

@@ -8,7 +8,7 @@ from typing import Self, cast
 import torch
 from torch import Tensor, nn
 
-from pathorestore.hub import ModelCard, Pretrained, load_parts, load_settings, locate, save_parts, weights_sha256
+from pathorestore.hub import ModelCard, Pretrained, WeightsError, load_parts, load_settings, locate, save_parts, weights_sha256
 from pathorestore.image import check_image
 from pathorestore.models.implicit_decoders import LIIFDecoder, LTEDecoder
 from pathorestore.models.iste import Search, TextureDecoder, TextureDecoderConfig, rendering_footprint
@@ -121,7 +121,10 @@ class ISTE(nn.Module):
         parts = load_parts(folder, _PARTS, system=_SYSTEM)
         given = Path(folder_or_repo_id)
         model_id = given.resolve().name if given.exists() else str(folder_or_repo_id)
-        decoder = cast(Decoder, next(part for name, part in parts.items() if name in _DECODERS))
+        decoders = [name for name in parts if name in _DECODERS]
+        if "encoder" not in parts or len(decoders) != 1:
+            raise WeightsError(f"{folder} holds {', '.join(parts) or 'no part'}; expected an encoder and one of {', '.join(_DECODERS)}")
+        decoder = cast(Decoder, parts[decoders[0]])
         search = load_settings(folder, Search, system=_SYSTEM)
         return cls(cast(SwinIR, parts["encoder"]), decoder, search=search, model_id=model_id, weights_hash=weights_sha256(folder)).eval()
 

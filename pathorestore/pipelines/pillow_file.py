@@ -74,13 +74,18 @@ def encode_png(raster: Raster, provenance: Provenance) -> tuple[bytes, tuple[str
     return bare[:header] + b"".join(chunks) + bare[header:], ()
 
 
+def check_jpeg_size(height_px: int, width_px: int) -> None:
+    """Raise ImageFileError for an image that JPEG cannot hold."""
+    if max(height_px, width_px) > _JPEG_LARGEST_SIDE_PX:
+        raise ImageFileError(f"is {width_px} x {height_px} px and JPEG ends at {_JPEG_LARGEST_SIDE_PX}; write .tif or .png")
+
+
 def encode_jpeg(raster: Raster, provenance: Provenance) -> tuple[bytes, tuple[str, ...]]:
     """JPEG bytes (quality 95, full colour resolution) with EXIF, JFIF density and ICC; and what JPEG could not hold."""
     from PIL import Image
 
     pixels, notes = raster.pixels, []
-    if max(pixels.shape[:2]) > _JPEG_LARGEST_SIDE_PX:
-        raise ImageFileError(f"is {pixels.shape[1]} x {pixels.shape[0]} px and JPEG ends at {_JPEG_LARGEST_SIDE_PX}; write .tif or .png")
+    check_jpeg_size(pixels.shape[0], pixels.shape[1])
     if pixels.dtype == np.uint16:
         pixels = np.rint(pixels / 257.0).astype(np.uint8)
         notes.append("16-bit values reduced to 8 bits, all that JPEG holds; write .png or .tif to keep them")

@@ -6,10 +6,11 @@ from typing import TYPE_CHECKING
 import numpy as np
 import torch
 
-from pathorestore.nn.implicit import Lattice, bicubic
+from pathorestore.nn.implicit import Lattice, bicubic_on
+from pathorestore.pipelines.batch import Job
 from pathorestore.pipelines.compute import DEVICES, choose_device
 from pathorestore.pipelines.enlarge import Enlargement, Enlarger, Size, enlarged, target_size
-from pathorestore.pipelines.image_file import ImageFile
+from pathorestore.pipelines.image_file import ImageFile, check_size_for
 from pathorestore.pipelines.image_work import ImageWork, Made
 from pathorestore.pipelines.provenance import ENLARGED_NOTICE, Parameter
 from pathorestore.pipelines.raster import ImageFileError, Pixels, rounded
@@ -18,6 +19,7 @@ from pathorestore.pipelines.restorer import Progress, silent
 if TYPE_CHECKING:
     from pathorestore.pipelines.iste import ISTE
 
+LEAST_OVERLAP_PX = 4
 UNTRAINED_SCALE = 8.0
 """Beyond it nothing was measured."""
 
@@ -40,8 +42,11 @@ class UpscaleOptions:
     def __post_init__(self) -> None:
         if not 16 <= self.tile_px <= 512:
             raise ValueError(f"--tile {self.tile_px} must lie in 16..512 px of the input; it also bounds where textures are looked for")
-        if not 0 <= self.overlap_px < self.tile_px / 2:
-            raise ValueError(f"--overlap {self.overlap_px} must lie in 0..{(self.tile_px - 1) // 2}, below half of --tile {self.tile_px}")
+        if not LEAST_OVERLAP_PX <= self.overlap_px < self.tile_px / 2:
+            raise ValueError(
+                f"--overlap {self.overlap_px} must lie in {LEAST_OVERLAP_PX}..{(self.tile_px - 1) // 2}, below half of --tile "
+                f"{self.tile_px}; with less, the borders of tiles show"
+            )
         if self.device not in DEVICES:
             raise ValueError(f"--device {self.device}; expected one of {DEVICES}")
         if self.revision is not None and self.model is None:
@@ -66,7 +71,7 @@ def ready_upscaler(options: UpscaleOptions) -> ReadyUpscaler:
     parameters: dict[str, Parameter] = {
         "tile_px": options.tile_px,
         "overlap_px": options.overlap_px,
-        "keys": system.search.max_keys,
+        "max_keys": system.search.max_keys,
         "device": device,
     }
     return ReadyUpscaler(system=system.to(device), device=device, parameters=parameters)
@@ -84,19 +89,24 @@ class UpscaleFile(ImageWork):
     progress: Progress = silent
     notice = ENLARGED_NOTICE
 
-    def made(self, given: ImageFile) -> Made:
-        """The larger image, its alpha plane interpolated."""
-        size = (given.image.shape[-2], given.image.shape[-1])
+    def check(self, job: Job, given: ImageFile) -> None:
+        """Refuse sizes that cannot be."""
         try:
             scale = self.target.scale_of(given.pixel_um)
         except ImageFileError as error:
             raise ImageFileError(f"{given.path}: {error}") from None
-        out_size = target_size(size, scale=scale)
+        out_size = target_size((given.image.shape[-2], given.image.shape[-1]), scale=scale)
         if out_size[0] * out_size[1] > self.max_pixels:
             raise ImageFileError(
                 f"{given.path}: would become {out_size[1]} x {out_size[0]} = {out_size[0] * out_size[1]:,} pixels, above the limit of "
                 f"{self.max_pixels:,}; take a smaller scale, write a slide with --pyramid, or allow it with --max-pixels"
             )
+        check_size_for(job.output, *out_size)
+
+    def made(self, given: ImageFile) -> Made:
+        """The larger image, its alpha plane interpolated."""
+        size, scale = (given.image.shape[-2], given.image.shape[-1]), self.target.scale_of(given.pixel_um)
+        out_size = target_size(size, scale=scale)
         image = enlarged(
             self.enlarger,
             given.image,
@@ -114,7 +124,7 @@ class UpscaleFile(ImageWork):
         return Made(
             image=image,
             like=replace(given, image=image, alpha=alpha, pixel_um=pixel_um),
-            parameters={"scale": round(out_size[0] / size[0], 6)},
+            parameters={"scale": scale},
             notes=tuple(notes),
         )
 
@@ -123,5 +133,4 @@ def _interpolated(alpha: Pixels, out_size: Size) -> Pixels:
     """An alpha plane h w at another size."""
     top = np.iinfo(alpha.dtype).max
     plane = torch.from_numpy(alpha.astype(np.float32) / top)[None, None]
-    large = bicubic(plane, Lattice.of(out_size).places())[:, 0].reshape(out_size)
-    return rounded(large.numpy(), 8 * alpha.dtype.itemsize)
+    return rounded(bicubic_on(plane, Lattice.of(out_size))[0, 0].numpy(), 8 * alpha.dtype.itemsize)

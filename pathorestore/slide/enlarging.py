@@ -2,7 +2,7 @@
 
 import hashlib
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from time import perf_counter
 
@@ -33,6 +33,8 @@ class Enlarging:
     device: str = "cpu"
     notice: str = ENLARGED_NOTICE
     mpp_option: str = "--source-mpp"
+    done: str = "enlarged"
+    _seconds: dict[tuple[Size, Size], float] = field(default_factory=dict)
 
     def run(self, source: SlideSource, options: SlideOptions) -> "EnlargingRun":
         """The work on an open slide. Raises ImageFileError for a size that cannot be, ValueError for tiles that cannot be."""
@@ -56,16 +58,15 @@ class Enlarging:
             mask = tissue_in(overview.part, glass, size, stretches[0], stretches[1])
         return EnlargingRun(work=self, source=source, options=options, size=size, out_size=out_size, rows=rows, columns=columns, mask=mask)
 
-    def seconds_per_pass(self, options: SlideOptions) -> float:
-        """Of a tile, at the wanted scale or, where that depends on the file, at twice."""
-        side = options.tile_px
-        wanted = target_size((side, side), scale=self.target.scale or 2.0)
-        tile = torch.full((1, 3, side, side), 0.8, device=self.device)
-        start = perf_counter()
-        for _ in range(2):  # the first is slower
-            start = perf_counter()
-            self.enlarger.draw(tile, Lattice.of(wanted), (side, side), wanted)
-        return perf_counter() - start
+    def seconds_per_pass(self, read: Size, made: Size) -> float:
+        """Of a tile that reads so many pixels and makes so many."""
+        if (read, made) not in self._seconds:
+            tile, start = torch.full((1, 3, *read), 0.8, device=self.device), perf_counter()
+            for _ in range(2):  # the first is slower
+                start = perf_counter()
+                self.enlarger.draw(tile, Lattice.of(made), read, made)
+            self._seconds[read, made] = perf_counter() - start
+        return self._seconds[read, made]
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -119,7 +120,9 @@ class EnlargingRun:
     def parameters(self) -> Mapping[str, Parameter]:
         """The size and the tiles."""
         return {
-            "scale": self.height_px / self.size[0],
+            "scale": self.work.target.scale_of(self.source.facts.mpp),
+            "height_px": self.height_px,
+            "width_px": self.width_px,
             "mpp_given": self.work.target.source_mpp,
             "tiles": self.mask.size,
             "tiles_drawn": int(self.mask.sum()),
@@ -140,15 +143,27 @@ class EnlargingRun:
         reader = SourceStream(read, self.size, self.rows[first].read[0], facts.stored_tile_px[0], offset_px=facts.offset_px[0])
         return reader, EnlargedStream(self, reader, first, hearing)
 
+    def seconds_per_pass(self) -> float:
+        """Of a tile in the middle of the slide."""
+        down, across = self.rows[len(self.rows) // 2], self.columns[len(self.columns) // 2]
+        read, made = ((_length(down.read), _length(across.read)), (_length(down.made), _length(across.made)))
+        return self.work.seconds_per_pass(read, made)
+
     def box(self, event: Event) -> tuple[Size, Size]:
-        """Of a piece of the slide that cannot be decoded, else of a tile; on the output."""
-        side = self.options.tile_px
-        height, width = self.source.facts.stored_tile_px if event.kind == "unreadable" else (side, side)
-        first, last = (event.y_px, event.x_px), (event.y_px + height, event.x_px + width)
-        return self._on_output(first), self._on_output(last)
+        """Of a piece of the slide that cannot be decoded, else of what a tile makes; on the output."""
+        if event.kind == "unreadable":
+            height, width = self.source.facts.stored_tile_px
+            return self._on_output((event.y_px, event.x_px)), self._on_output((event.y_px + height, event.x_px + width))
+        down = next(cut for cut in self.rows if cut.read[0] == event.y_px)
+        across = next(cut for cut in self.columns if cut.read[0] == event.x_px)
+        return (down.made[0], across.made[0]), (down.made[1], across.made[1])
 
     def _on_output(self, corner: Size) -> Size:
         return round(corner[0] * self.height_px / self.size[0]), round(corner[1] * self.width_px / self.size[1])
+
+
+def _length(stretch: tuple[int, int]) -> int:
+    return stretch[1] - stretch[0]
 
 
 class EnlargedStream:

@@ -6,7 +6,7 @@ from typing import NamedTuple
 
 EVENT_NOTES = {
     "unreadable": "{} of the slide's tiles cannot be decoded and show its background colour",
-    "not finite": "{} tiles gave no finite result and show the degraded pixels",
+    "not finite": "{} tiles gave no finite result; there, the output shows the input",
     "single precision": "{} tiles were computed in fp32, since bf16 gave no finite result",
     "smaller batch": "{} times the device had too little memory and batches were halved",
 }

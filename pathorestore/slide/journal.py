@@ -18,7 +18,7 @@ from pathorestore.slide.events import Event
 from pathorestore.slide.room import part_path
 
 _FORMAT = 1
-_DERIVED = {"tiles", "tiles_restored", "mask"}  # of settings that are told themselves
+_DERIVED = {"tiles", "tiles_restored", "tiles_drawn", "mask", "height_px", "width_px"}  # of settings that are told themselves
 _TABLES = """
 create table if not exists meta (name text primary key, value text not null);
 create table if not exists tiles (level integer, line integer, place integer, data blob not null, primary key (level, line, place));

@@ -10,13 +10,14 @@ from pathorestore.pipelines.geojson import Corner, feature, ring, write_features
 from pathorestore.slide.events import Event
 from pathorestore.slide.work import SlideRun
 
-_COLOURS = {"restored": (46, 125, 50), "unreadable": (198, 40, 40), "not finite": (239, 108, 0), "single precision": (106, 27, 154)}
+_RESTORED = (46, 125, 50)
+_COLOURS = {"unreadable": (198, 40, 40), "not finite": (239, 108, 0), "single precision": (106, 27, 154)}
 _OTHER = (97, 97, 97)
 
 
 def write_regions(path: Path, run: SlideRun, events: Sequence[Event]) -> None:
     """Write the restored part of a slide and every event as features, in pixels of the output's largest level."""
-    features = [feature("restored", "MultiPolygon", list(_restored(run)), _COLOURS["restored"])]
+    features = [feature(run.work.done, "MultiPolygon", list(_restored(run)), _RESTORED)]
     for event in events:
         first, (bottom, right) = run.box(event)
         outline = ring(first, (min(bottom, run.height_px), min(right, run.width_px)))

@@ -39,7 +39,10 @@ class Status(NamedTuple):
 
 @dataclass(frozen=True, kw_only=True)
 class SlideEstimate:
-    """What a slide will take. tiles: passes of tiles through stages. output_bytes: a careful guess. memory_bytes: see `room`."""
+    """What a slide will take. tiles: passes of tiles through stages. output_bytes: a careful guess. memory_bytes: see `room`.
+
+    seconds: of computing, None where that was not timed.
+    """
 
     width_px: int
     height_px: int
@@ -48,6 +51,7 @@ class SlideEstimate:
     all_tiles: int
     output_bytes: int
     memory_bytes: int
+    seconds: float | None = None
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -81,8 +85,8 @@ class RestoreSlide:
         finally:
             source.close()
 
-    def estimate(self, path: Path) -> SlideEstimate:
-        """What the slide at a path will take; nothing is restored."""
+    def estimate(self, path: Path, *, timed: bool = False) -> SlideEstimate:
+        """What the slide at a path will take; nothing is restored. timed: do a tile, to tell how long all of them take."""
         source = self._open(path)
         try:
             run = self._run(path, source)
@@ -95,13 +99,10 @@ class RestoreSlide:
                 all_tiles=run.all_passes,
                 output_bytes=_output_bytes(run, codec, source),
                 memory_bytes=run.memory_bytes,
+                seconds=run.passes() * run.seconds_per_pass() if timed else None,
             )
         finally:
             source.close()
-
-    def seconds_per_tile(self) -> float:
-        """How long a pass of a tile through a stage takes here, by doing it."""
-        return self.work.seconds_per_pass(self.options)
 
     def _open(self, path: Path) -> SlideSource:
         source = open_slide(path, max_pixels=self.options.max_pixels)

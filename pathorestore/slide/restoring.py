@@ -2,7 +2,7 @@
 
 import hashlib
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from time import perf_counter
 
@@ -30,6 +30,8 @@ class Restoring:
     seed: int = 0
     notice: str = RESTORED_NOTICE
     mpp_option: str = "--mpp"
+    done: str = "restored"
+    _seconds: dict[int, float] = field(default_factory=dict)
 
     def run(self, source: SlideSource, options: SlideOptions) -> "RestoringRun":
         """The work on an open slide. Raises ValueError for tiles that cannot be."""
@@ -43,6 +45,11 @@ class Restoring:
 
     def seconds_per_pass(self, options: SlideOptions) -> float:
         """Of a tile through a stage."""
+        if options.tile_px not in self._seconds:
+            self._seconds[options.tile_px] = self._timed(options)
+        return self._seconds[options.tile_px]
+
+    def _timed(self, options: SlideOptions) -> float:
         runner = self.runner(options, 8, lambda _: None)
         tile = Tile(0, 0, np.full((options.tile_px, options.tile_px, 3), 200, np.uint8))
         for _ in range(2):  # the first is slower
@@ -132,6 +139,10 @@ class RestoringRun:
             stages.append(StageStream(runner, stage, self.plan, reader, stages[-1] if stages else None, starts[stage + 1]))
             stages[-1].on_tiles = hearing.passes
         return reader, stages[-1]
+
+    def seconds_per_pass(self) -> float:
+        """Of a tile through a stage."""
+        return self.work.seconds_per_pass(self.options)
 
     def box(self, event: Event) -> tuple[tuple[int, int], tuple[int, int]]:
         """Of a piece of the slide that cannot be decoded, else of a tile."""

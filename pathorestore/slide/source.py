@@ -9,12 +9,13 @@ from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 
+from pathorestore.pipelines.pixel_size import LARGEST_MICROSCOPE_UM, SMALLEST_MICROSCOPE_UM
 from pathorestore.pipelines.raster import ImageFileError, check_size
 from pathorestore.slide.rows import Pixels
 
 SLIDE_MAX_PIXELS = 100_000_000_000
 """Slides are never held whole, so this only stops what cannot be meant."""
-LEAST_MPP, MOST_MPP = 0.05, 10.0
+LEAST_MPP, MOST_MPP = SMALLEST_MICROSCOPE_UM, LARGEST_MICROSCOPE_UM
 _MOST_ANISOTROPY = 1.02
 _OVERVIEW_PX = 2048
 _CHUNK_PX = 2048

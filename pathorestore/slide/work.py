@@ -101,6 +101,11 @@ class SlideRun(Protocol):
         ...
 
     @property
+    def work(self) -> "SlideWork":
+        """The work that it is."""
+        ...
+
+    @property
     def parameters(self) -> Mapping[str, Parameter]:
         """The settings that change pixels and that no one else knows."""
         ...
@@ -111,6 +116,10 @@ class SlideRun(Protocol):
 
     def streams(self, read: ReadRows, start_px: int, hearing: Hearing) -> tuple[SourceStream, Stream]:
         """The source's rows and the output's, each beginning where the next needs it: row `start_px` is as in a run from the top."""
+        ...
+
+    def seconds_per_pass(self) -> float:
+        """How long a pass of a tile takes here, by doing it; remembered by the work."""
         ...
 
     def box(self, event: Event) -> tuple[tuple[int, int], tuple[int, int]]:
@@ -127,14 +136,15 @@ class SlideWork(Protocol):
         ...
 
     @property
+    def done(self) -> str:
+        """What is done to tissue, as a participle."""
+        ...
+
+    @property
     def mpp_option(self) -> str:
         """The option that says how large the pixels of a slide are."""
         ...
 
     def run(self, source: SlideSource, options: SlideOptions) -> SlideRun:
         """The work on an open slide. Raises ValueError for wishes that do not fit it."""
-        ...
-
-    def seconds_per_pass(self, options: SlideOptions) -> float:
-        """How long a pass of a tile takes here, by doing it."""
         ...

@@ -11,7 +11,7 @@ from torch import Tensor
 from pathorestore.data.batches import SharpBatch
 from pathorestore.degradations.blind import degrade_blind
 from pathorestore.degradations.blind_recipes import OneRound
-from pathorestore.degradations.resize import resized
+from pathorestore.degradations.resize import reduced, resized
 from pathorestore.hub import Pretrained
 from pathorestore.image import check_image
 from pathorestore.metrics.fidelity import psnr
@@ -22,7 +22,6 @@ from pathorestore.pipelines.controlled import ControlledSampler, SamplingSetting
 from pathorestore.pipelines.histo_diffusion import HistoDiffusion
 from pathorestore.training.schedules import Schedule
 from pathorestore.training.stage import Batch, Stage, frozen
-from pathorestore.training.upscale_stage import reduced
 
 _DEGRADE, _POSTERIOR, _TIME, _NOISE = 10, 11, 12, 13  # salts of the random streams
 _SCALE = 4.0  # at which validation looks

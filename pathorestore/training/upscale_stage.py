@@ -8,7 +8,7 @@ from pytorch_lightning.cli import OptimizerCallable
 from torch import Tensor
 
 from pathorestore.data.batches import SharpBatch
-from pathorestore.degradations.resize import blur_then_resize, resized
+from pathorestore.degradations.resize import blur_then_resize, reduced, resized
 from pathorestore.functional.noise import stream
 from pathorestore.hub import Pretrained
 from pathorestore.metrics.fidelity import psnr
@@ -149,13 +149,3 @@ class UpscaleStage(Stage):
         """Images twice as large."""
         assert isinstance(batch, SharpBatch)
         return self.system.upscale(batch.sharp, scale=2)
-
-
-def reduced(sharp: Tensor, scale: float, *, blur: float = 1.0) -> tuple[Tensor, Tensor]:
-    """Sharp images b 3 h w made smaller `scale` times, and the part of the sharp ones that they show: whole small pixels only.
-
-    blur: see `blur_then_resize`.
-    """
-    height, width = (int(side / scale) for side in sharp.shape[-2:])
-    clean = sharp[..., : round(height * scale), : round(width * scale)]
-    return blur_then_resize(clean, (height, width), blur=blur), clean
