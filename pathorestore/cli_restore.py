@@ -39,7 +39,8 @@ def fill_restore(command: "ArgumentParser") -> None:
     command.add_argument("--risk-seeds", type=int, default=None, help="runs of the second stage for its risk map; default: 3")
     command.add_argument("--shard", type=str, default="", metavar="I/N", help="do only part I (from 0) of N, for arrays of jobs")
     command.add_argument("--batch", type=int, default=8, help="tiles of slides per pass on a GPU, halved where its memory is short")
-    fill_slides(command)
+    command.add_argument("--mpp", type=float, default=None, help="um per pixel of slides that do not say it, or are wrong")
+    fill_slides(command, verb="restore")
 
 
 @dataclass(frozen=True)

@@ -22,20 +22,13 @@ _MIB = 2**20
 Bar = Callable[..., None]
 
 
-def fill_slides(command: "ArgumentParser", *, verb: str = "restore", mpp: str = "--mpp") -> None:
-    """Declare the options for slides. mpp: the one that says how large their pixels are."""
+def fill_slides(command: "ArgumentParser", *, verb: str) -> None:
+    """Declare the options for slides. verb: what is done to them."""
     from jsonargparse import ActionYesNo
 
     slides = command.add_argument_group("slides, which are written as pyramidal TIFF")
     slides.add_argument("--pyramid", action="store_true", help="treat plain images as slides too")
     slides.add_argument("--region", type=str, default="", metavar="X,Y,W,H", help=f"{verb} a part only, in px of the largest level")
-    slides.add_argument(
-        mpp,
-        dest=mpp.removeprefix("--").replace("-", "_"),
-        type=float,
-        default=None,
-        help="um per pixel, where the slide does not say it or is wrong",
-    )
     slides.add_argument("--all-tiles", action="store_true", help=f"{verb} glass too, not only what differs from it")
     slides.add_argument(
         "--on-bad-tile",

@@ -27,13 +27,14 @@ def fill_upscale(command: "ArgumentParser") -> None:
     command.add_argument("-o", "--output", required=True, type=str, help="file for one input; folder, trees mirrored in it, for more")
     command.add_argument("--scale", type=float, default=None, help="how many times as large, 1 to 16, whole or not, such as 2.7")
     command.add_argument("--mpp", type=float, default=None, help="in place of --scale: the wanted um per pixel, such as 0.25")
+    command.add_argument("--source-mpp", type=float, default=None, help="um per pixel of inputs that do not say it, or are wrong")
     command.add_argument("--model", type=str, default=None, help="folder or hub repository owner/name; default: the embedded iste-tiny")
     command.add_argument("--revision", type=str, default=None, help="commit hash or tag of a hub repository")
     command.add_argument("--tile", type=int, default=64, help="side of the tiles in px of the input; textures are looked for within one")
     command.add_argument("--overlap", type=int, default=8, help="what tiles see of their neighbours, in px of the input")
     command.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto", help="where to compute; auto takes CUDA if present")
     command.add_argument("--shard", type=str, default="", metavar="I/N", help="do only part I (from 0) of N, for arrays of jobs")
-    fill_slides(command, verb="enlarge", mpp="--source-mpp")
+    fill_slides(command, verb="enlarge")
 
 
 @dataclass(frozen=True)

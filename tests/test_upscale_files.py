@@ -101,7 +101,7 @@ def test_a_wanted_pixel_size_gives_the_scale(mpp, wanted):
         ({}, "either --scale"),
         ({"scale": 2.0, "mpp": 0.25}, "either --scale"),
         ({"scale": 0.5}, "not made smaller"),
-        ({"scale": 17.0}, r"1\.\.16"),
+        ({"scale": 17.0}, r"1\.\.16; more was never looked at"),
         ({"scale": float("nan")}, r"1\.\.16"),
         ({"mpp": 0.0}, "--mpp 0 must lie"),
         ({"scale": 2.0, "source_mpp": 50.0}, "--source-mpp 50 must lie"),
@@ -159,7 +159,9 @@ def test_a_wanted_pixel_size_is_reached_from_what_the_file_says(tmp_path):
     upscale_file(source, tmp_path / "out.tif", mpp=0.2)
     assert read_image_file(tmp_path / "out.tif").image.shape[-2:] == (100, 150)
     assert read_image_file(tmp_path / "out.tif").pixel_um == pytest.approx(0.2)
+    assert read_provenance(tmp_path / "out.tif").parameters["mpp_given"] is None
     upscale_file(source, tmp_path / "given.tif", mpp=0.2, source_mpp=0.4)
+    assert read_provenance(tmp_path / "given.tif").parameters["mpp_given"] == 0.4
     assert read_image_file(tmp_path / "given.tif").image.shape[-2:] == (80, 120)
 
 
@@ -181,6 +183,8 @@ def test_what_cannot_be_is_refused_before_anything_is_drawn(tmp_path):
     with pytest.raises(ValueError, match="not finite for the tile at x=0, y=0"):
         upscale_file(source, tmp_path / "out.png", Blurring(bad_at=1), scale=2)
     assert files_in(tmp_path) == ["in.png"]
+    Image.fromarray(tissue_pixels(20, 20)).save(tmp_path / "in.jpg")
+    assert "the file is compressed" in upscale_file(tmp_path / "in.jpg", tmp_path / "large.png", scale=2).notes[-1]
     assert "nothing was measured beyond x8" in upscale_file(source, tmp_path / "out.png", scale=9).notes[-1]
 
 

@@ -137,7 +137,8 @@ class Enlargement:
         if (self.scale is None) == (self.mpp is None):
             raise ValueError("say how large with either --scale, such as 2.7, or --mpp, the wanted um per pixel, such as 0.25")
         if self.scale is not None and not 1 <= self.scale <= LARGEST_SCALE:
-            raise ValueError(f"--scale {self.scale:g} must lie in 1..{LARGEST_SCALE:g}; images are not made smaller here")
+            why = "images are not made smaller here" if self.scale < 1 else "more was never looked at"
+            raise ValueError(f"--scale {self.scale:g} must lie in 1..{LARGEST_SCALE:g}; {why}")
         for name, given in (("--mpp", self.mpp), ("--source-mpp", self.source_mpp)):
             if given is not None and not SMALLEST_MICROSCOPE_UM <= given <= LARGEST_MICROSCOPE_UM:
                 raise ValueError(f"{name} {given:g} must lie in {SMALLEST_MICROSCOPE_UM}..{LARGEST_MICROSCOPE_UM} um; 40x has about 0.25")
