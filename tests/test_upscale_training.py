@@ -9,7 +9,7 @@ from PIL import Image
 from torch.nn import functional as F
 
 from pathorestore.data.batches import SharpBatch
-from pathorestore.degradations.acquisition import gaussian_blur
+from pathorestore.degradations.acquisition import compress, gaussian_blur
 from pathorestore.degradations.resize import blur_then_resize, reduced, resized
 from pathorestore.metrics.fidelity import psnr
 from pathorestore.models.implicit_decoders import ImplicitDecoderConfig, LIIFDecoder, LTEDecoder
@@ -117,6 +117,19 @@ def test_it_learns_to_draw_better_than_bilinear():
     assert losses[-1] < 0.7 * losses[0]
 
 
+def test_a_share_of_the_small_images_is_compressed():
+    plain, some = stage().samples(batch(keys=range(40)))[0], stage(compressed=0.5, quality=(70, 80)).samples(batch(keys=range(40)))[0]
+    changed = (plain - some).abs().amax(dim=(1, 2, 3)) > 0.01
+    assert 10 < int(changed.sum()) < 30
+    assert torch.equal(plain[~changed], some[~changed])
+    first = int(changed.nonzero()[0])
+    tries = [compress(plain[first : first + 1], quality=quality) for quality in range(70, 81)]
+    assert any(torch.equal(one[0], some[first]) for one in tries)
+    for wrong in ({"compressed": 1.5}, {"quality": (90, 80)}, {"quality": (0, 80)}):
+        with pytest.raises(ValueError, match="compressed must lie"):
+            stage(**wrong)
+
+
 def test_a_system_searches_among_as_many_textures_as_in_training():
     assert stage(points=60).settings() == stage(points=60).system.search == Search(max_keys=60)
 
@@ -132,6 +145,10 @@ def test_validation_looks_at_blurred_and_at_sharp_reductions(monkeypatch):
         gain = psnr(network.system.upscale(small, out_size=size), clean) - psnr(resized(small, size), clean)
         assert torch.allclose(told[name], gain, atol=1e-4)
     assert not torch.allclose(told["gain_x2"], told["gain_x2_sharp"], atol=1e-3)
+    small, clean = reduced(made.sharp, 2.0, blur=0.0)
+    coded, size = compress(small, quality=85), tuple(clean.shape[-2:])
+    gain = psnr(network.system.upscale(coded, out_size=size), clean) - psnr(resized(coded, size), clean)
+    assert torch.allclose(told["gain_x2_jpeg"], gain, atol=1e-4)
 
 
 def test_reduction_loses_no_pixel_to_rounding():

@@ -120,9 +120,7 @@ class UpscaleFile(ImageWork):
         alpha = None if given.alpha is None else _interpolated(given.alpha, out_size)
         notes = [] if pixel_um else ["the file does not say how large a pixel is, so neither does the output; --source-mpp would"]
         if given.format == "JPEG":
-            notes.append(
-                "the file is compressed, and what that did to it is enlarged too; bicubic interpolation may be nearer"
-            )
+            notes.append("the file is compressed, and what that did to it is enlarged too; bicubic interpolation may be nearer")
         if scale > UNTRAINED_SCALE:
             notes.append(f"nothing was measured beyond x{UNTRAINED_SCALE:g}, and this is x{scale:.3g}")
         return Made(

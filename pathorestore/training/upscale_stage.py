@@ -8,6 +8,7 @@ from pytorch_lightning.cli import OptimizerCallable
 from torch import Tensor
 
 from pathorestore.data.batches import SharpBatch
+from pathorestore.degradations.acquisition import compress
 from pathorestore.degradations.resize import blur_then_resize, reduced, resized
 from pathorestore.functional.noise import stream
 from pathorestore.hub import Pretrained
@@ -22,6 +23,7 @@ from pathorestore.training.stage import Batch, Stage
 
 _SAMPLES = 9  # salt of the random streams
 VALIDATION_SCALES = (2.0, 3.3, 4.0, 6.0)
+_VALIDATION_QUALITY = 85
 _VALIDATED = tuple((scale, blur) for blur in (1.0, 0.0) for scale in VALIDATION_SCALES)
 
 
@@ -36,19 +38,24 @@ class ScaleSampling:
 
     A corner of round(small_px scale) px becomes small_px, and colours are learned at `points` of its pixels. Each image has its own scale,
     even in [1, largest_scale], and its own blur before that, even between least and most; both are shares of the paper's, see
-    `blur_then_resize`. A network that has seen one strength only undoes it in images that never had it.
+    `blur_then_resize`. A network that has seen one strength only undoes it in images that never had it. compressed: share of the small
+    images that are JPEG, of a quality even between least and most; a network that never saw any sharpens its blocks.
     """
 
     small_px: int = 48
     points: int = 2304
     largest_scale: float = 4.0
     blur: tuple[float, float] = (1.0, 1.0)
+    compressed: float = 0.0
+    quality: tuple[int, int] = (60, 95)
 
     def __post_init__(self) -> None:
         if self.small_px < 2 or self.points < 1 or self.largest_scale < 1:
             raise ValueError(f"small_px must be at least 2, points and largest_scale at least 1; got {self}")
         if not 0 <= self.blur[0] <= self.blur[1]:
             raise ValueError(f"blur must be least and most, neither negative; got {self.blur}")
+        if not 0 <= self.compressed <= 1 or not 1 <= self.quality[0] <= self.quality[1] <= 100:
+            raise ValueError(f"compressed must lie in [0, 1] and quality be least and most of 1 to 100; got {self}")
 
     @property
     def crop_px(self) -> int:
@@ -63,7 +70,7 @@ class UpscaleStage(Stage):
     """
 
     trained = ("encoder", "decoder")
-    figures = (*(_figure(*case) for case in _VALIDATED), "gain")
+    figures = (*(_figure(*case) for case in _VALIDATED), "gain", "gain_x2_jpeg")
 
     def __init__(
         self,
@@ -126,10 +133,16 @@ class UpscaleStage(Stage):
         chosen = chosen[torch.arange(how.points) % len(chosen)].to(sharp.device)
         footprint = torch.full((2,), how.small_px / side, dtype=torch.float64, device=sharp.device)
         small = blur_then_resize(part, (how.small_px, how.small_px), blur=blur)
+        # drawn last, so that what is drawn before does not depend on it
+        if torch.rand((), generator=own).item() < how.compressed:
+            small = compress(small, quality=int(torch.randint(how.quality[0], how.quality[1] + 1, (), generator=own)))
         return small, grid(side, side).to(sharp.device)[chosen], footprint, part[0].flatten(1).T[chosen]
 
     def evaluate(self, batch: Batch) -> None:
-        """Gain in dB over bicubic interpolation at each scale, with the paper's blur and with none ("sharp"), and over all of them."""
+        """Gain in dB over bicubic interpolation at each scale, with the paper's blur and with none ("sharp"), and over all of them.
+
+        Also at x2 without blur, of images that were compressed.
+        """
         assert isinstance(batch, SharpBatch)
         for scale, blur in _VALIDATED:
             small, clean = reduced(batch.sharp, scale, blur=blur)
@@ -137,6 +150,9 @@ class UpscaleStage(Stage):
             gain = psnr(self.system.upscale(small, out_size=size), clean) - psnr(resized(small, size), clean)
             self.score(_figure(scale, blur), gain, progress_bar=True)
             self.score("gain", gain)
+        small, clean = reduced(batch.sharp, VALIDATION_SCALES[0], blur=0.0)
+        size, small = (clean.shape[-2], clean.shape[-1]), compress(small, quality=_VALIDATION_QUALITY)
+        self.score("gain_x2_jpeg", psnr(self.system.upscale(small, out_size=size), clean) - psnr(resized(small, size), clean))
 
     def pictures(self, batch: Batch) -> dict[str, Tensor]:
         """Bicubic, ours and clean, at x4."""
