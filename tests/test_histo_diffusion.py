@@ -22,6 +22,7 @@ from pathorestore.models.stable_diffusion import load_stable_diffusion  # noqa: 
 from pathorestore.pipelines.batch import BadResult  # noqa: E402
 from pathorestore.pipelines.controlled import ControlledSampler, SamplingSettings  # noqa: E402
 from pathorestore.pipelines.histo_diffusion import HistoDiffusion, HistoDiffusionConfig  # noqa: E402
+from pathorestore.training import control_of_published, published_autoencoder, published_unet  # noqa: E402
 
 
 @pytest.fixture(scope="module")
@@ -264,6 +265,14 @@ def test_the_parts_of_stable_diffusion_are_read_from_its_folder(stable_diffusion
     assert torch.equal(parts.autoencoder.encode(image), autoencoder.eval().encode(image))
     given = load_stable_diffusion(folder, null_context=2 * context)
     assert torch.equal(given.unet.null_context, 2 * context)
+
+
+def test_training_begins_with_the_parts_of_the_folder(stable_diffusion):
+    folder, unet, _ = stable_diffusion
+    found, branch = published_unet(folder), control_of_published(folder)
+    assert isinstance(published_autoencoder(folder), LatentAutoencoder)
+    assert all(torch.equal(one, unet.model.state_dict()[name]) for name, one in found.model.state_dict().items())
+    assert torch.equal(branch.model.conv_in.weight, unet.model.conv_in.weight)
 
 
 def test_a_system_on_stable_diffusion_works_and_can_be_saved(stable_diffusion, model, image, tmp_path):

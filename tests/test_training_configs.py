@@ -17,6 +17,8 @@ from pathorestore import (
     TinyEncoderConfig,
 )
 from pathorestore.cli import main
+from pathorestore.models.autoencoder import AutoencoderConfig
+from pathorestore.models.controlled import LatentUNetConfig
 from pathorestore.training import ScaleSampling
 from pathorestore.training.cli import config_names, config_path, with_files
 
@@ -105,6 +107,32 @@ def test_the_upscaler_of_the_paper_trains_as_its_code_does():
     assert model["schedule"]["init_args"] == {"milestones": [500, 800, 900, 950], "gamma": 0.5}
     assert data["crops"]["crop_px"] == ScaleSampling().crop_px == 192
     assert data["epoch_size"] == 460 * 20
+
+
+@pytest.mark.parametrize(
+    ("name", "part", "preset"),
+    [
+        ("restoration_tiny", "restoration", SwinIRConfig.tiny_restoration()),
+        ("restoration_paper", "restoration", SwinIRConfig.restoration()),
+        ("autoencoder_tiny", "autoencoder", AutoencoderConfig.tiny()),
+        ("latent_unet_tiny", "unet", LatentUNetConfig.tiny()),
+    ],
+)
+def test_the_sizes_of_histo_diffusion_are_those_of_its_presets(name, part, preset):
+    given = _read(name)["model"]["init_args"][part]["init_args"]["config"]
+    _within(given, asdict(preset), name)
+    defaults = asdict(type(preset)())
+    assert {key for key, value in asdict(preset).items() if value != defaults[key]} <= set(given)
+
+
+@pytest.mark.parametrize(("name", "steps"), [("restoration_paper", 150_000), ("control_paper", 205_000)])
+def test_histo_diffusion_trains_as_the_paper_says(name, steps):
+    config = _read(name)
+    assert config["trainer"]["max_steps"] == steps
+    assert config["data"]["init_args"]["batch_size"] == 16
+    assert config["data"]["init_args"]["crops"]["crop_px"] == 512
+    assert config["model"]["init_args"]["optimizer"]["init_args"]["lr"] == 1e-4
+    assert config["model"]["init_args"]["recipe"]["class_path"].endswith("OneRound.diffbir")
 
 
 def test_p_diffusion_warms_up_for_ten_thousand_steps_of_a_hundred_thousand():

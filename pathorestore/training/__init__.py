@@ -15,6 +15,9 @@ if TYPE_CHECKING:
     from pathorestore.training.iqa_stage import BlurredImages as BlurredImages, ClipIqaStage as ClipIqaStage
     from pathorestore.training.parts import (
         control_of as control_of,
+        control_of_published as control_of_published,
+        published_autoencoder as published_autoencoder,
+        published_unet as published_unet,
         trained_autoencoder as trained_autoencoder,
         trained_coarse as trained_coarse,
         trained_defocus as trained_defocus,
@@ -72,6 +75,9 @@ _HOMES = {
     "LatentUNetStage": "latent_stages",
     "RestorationModuleStage": "latent_stages",
     "control_of": "parts",
+    "control_of_published": "parts",
+    "published_autoencoder": "parts",
+    "published_unet": "parts",
     "trained_autoencoder": "parts",
     "trained_restoration": "parts",
     "trained_unet": "parts",

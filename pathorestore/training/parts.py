@@ -16,6 +16,7 @@ from pathorestore.models.optics_prompt import NoOptics, OpticsPrompt
 from pathorestore.models.pdiffusion import PDiffusion
 from pathorestore.models.pformer import PFormer
 from pathorestore.models.prompts import EdgePrompt, EdgePromptConfig, PathologyPrompt, Prompter
+from pathorestore.models.stable_diffusion import load_stable_diffusion
 from pathorestore.models.swinir import SwinIR
 from pathorestore.pipelines.mop import default_folder
 
@@ -78,6 +79,21 @@ def trained_unet(folder: Folder) -> LatentUNet:
 def control_of(folder: Folder) -> ControlNet:
     """A control branch that begins as a copy of the latent U-Net of a folder of parts."""
     return ControlNet.from_unet(trained_unet(folder))
+
+
+def published_unet(folder: Folder) -> LatentUNet:
+    """The U-Net of Stable Diffusion 2.1-base in a local folder, see `load_stable_diffusion`."""
+    return load_stable_diffusion(folder).unet
+
+
+def published_autoencoder(folder: Folder) -> LatentAutoencoder:
+    """The autoencoder of Stable Diffusion 2.1-base in a local folder."""
+    return load_stable_diffusion(folder).autoencoder
+
+
+def control_of_published(folder: Folder) -> ControlNet:
+    """A control branch that begins as a copy of the U-Net of Stable Diffusion 2.1-base in a local folder."""
+    return ControlNet.from_unet(published_unet(folder))
 
 
 def trained_prompter(
