@@ -1,13 +1,17 @@
 """The stages of Histo-Diffusion: what each learns from, what stays as it is, and that a run of them gives a system."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 import torch.nn.functional as F
+from torch.distributions import Normal, kl_divergence
 
 from pathorestore.data.batches import SharpBatch
 from pathorestore.degradations.blind import degrade_blind
 from pathorestore.degradations.blind_recipes import OneRound
 from pathorestore.degradations.resize import reduced, resized
+from pathorestore.functional.noise import stream
 from pathorestore.metrics.fidelity import psnr
 from pathorestore.models.autoencoder import LatentAutoencoder
 from pathorestore.models.controlled import ControlNet, LatentUNet
@@ -27,19 +31,24 @@ def batch(size=32, keys=(3, 4), seed=0):
     return SharpBatch(sharp, torch.tensor(keys), torch.zeros(len(keys), dtype=torch.long))
 
 
-def made(kind):
+def made(kind, seed=0, **changes):
     torch.manual_seed(0)
     restoration, autoencoder, unet = SwinIR(NANO.restoration), LatentAutoencoder(NANO.autoencoder), LatentUNet(NANO.unet)
     stage = {
-        RestorationModuleStage: lambda: RestorationModuleStage(restoration, recipe=LIGHT),
-        AutoencoderStage: lambda: AutoencoderStage(autoencoder),
-        LatentUNetStage: lambda: LatentUNetStage(unet, autoencoder, settings=NANO.settings),
+        RestorationModuleStage: lambda: RestorationModuleStage(restoration, recipe=LIGHT, seed=seed, **changes),
+        AutoencoderStage: lambda: AutoencoderStage(autoencoder, seed=seed, **changes),
+        LatentUNetStage: lambda: LatentUNetStage(unet, autoencoder, settings=NANO.settings, seed=seed, **changes),
         ControlStage: lambda: ControlStage(
             ControlNet.from_unet(unet), unet, autoencoder, restoration, recipe=LIGHT, settings=NANO.settings
         ),
     }[kind]()
     stage.log = lambda *_, **__: None
     return stage
+
+
+def normal(stage, salt, shape, keys=(3, 4)):
+    """The noise that images of these keys draw for a use."""
+    return torch.stack([torch.randn(shape, generator=stream(stage.simulation.seed, salt, key)) for key in keys])
 
 
 def told_by(stage, made_of, monkeypatch):
@@ -67,6 +76,7 @@ def test_a_stage_learns_and_leaves_alone_what_is_frozen(kind):
         losses.append(loss.item())
     assert losses[-1] < losses[0]
     for name, part in stage.parts().items():
+        assert all(one.requires_grad == (name in stage.trained) for one in part.parameters()), name
         changed = any(not torch.equal(value, before[name][key]) for key, value in part.state_dict().items())
         assert changed == (name in stage.trained), name
 
@@ -96,6 +106,52 @@ def test_every_trained_part_gets_gradients_and_a_checkpoint_describes_all(kind):
     described = describe(stage)
     assert set(described["parts"]) == set(stage.parts())
     assert described["trained"] == list(stage.trained)
+
+
+def test_the_restoration_module_learns_the_sharp_image_of_what_was_degraded():
+    stage, given = made(RestorationModuleStage).eval(), batch()
+    degraded = degrade_blind(given.sharp, LIGHT, generator=stage.streams(given.key, salt=10)).image
+    assert torch.equal(stage.training_step(given, 0), F.mse_loss(stage.restoration(degraded), given.sharp))
+
+
+def test_the_autoencoder_pays_for_its_divergence_from_the_normal():
+    stage, given = made(AutoencoderStage, kl_weight=0.3).eval(), batch()
+    mean, log_variance = stage.autoencoder.posterior(given.sharp)
+    posterior = Normal(mean, (log_variance / 2).exp())
+    latent = stage.autoencoder.config.scaling * (mean + posterior.stddev * normal(stage, 11, mean.shape[1:]))
+    expected = (stage.autoencoder.decode(latent) - given.sharp).abs().mean() + 0.3 * kl_divergence(posterior, Normal(0.0, 1.0)).mean()
+    assert torch.allclose(stage.training_step(given, 0), expected, rtol=1e-5)
+
+
+def test_the_u_net_sees_samples_of_latents_noised_to_steps_of_the_whole_process(monkeypatch):
+    stage, seen = made(LatentUNetStage).eval(), []
+    stage.autoencoder.config = replace(stage.autoencoder.config, scaling=0.4)
+    given = batch(keys=range(40))
+
+    def predicted(batch, state, t):
+        seen.append((state, t))
+        return torch.zeros_like(state)
+
+    monkeypatch.setattr(stage, "predicted", predicted)
+    stage.training_step(given, 0)
+    mean, log_variance = stage.autoencoder.posterior(given.sharp)
+    latent = 0.4 * (mean + (log_variance / 2).exp() * normal(stage, 11, mean.shape[1:], range(40)))
+    noise, process = normal(stage, 13, mean.shape[1:], range(40)), NANO.settings.process
+    (state, t), *_ = seen
+    assert torch.allclose(state, process.noised(latent, t, noise), atol=1e-5)
+    assert 0 <= t.min() < 200
+    assert 800 < t.max() < 1000
+    seen.clear()
+    told = told_by(stage, given, monkeypatch)
+    assert [int(steps[0]) for _, steps in seen] == [50, 250, 500, 750, 950]
+    assert all(torch.allclose(state, process.noised(latent, steps, noise), atol=1e-5) for state, steps in seen)
+    assert torch.allclose(told["mse_50"], noise.square().flatten(1).mean(dim=1))
+
+
+@pytest.mark.parametrize("kind", [RestorationModuleStage, AutoencoderStage, LatentUNetStage])
+def test_another_seed_is_another_run(kind):
+    with torch.no_grad():
+        assert not torch.equal(made(kind).eval().training_step(batch(), 0), made(kind, seed=1).eval().training_step(batch(), 0))
 
 
 def test_the_restoration_module_is_judged_on_its_own_recipe_and_on_reductions(monkeypatch):

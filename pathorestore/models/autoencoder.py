@@ -65,6 +65,14 @@ class Posterior(NamedTuple):
     mean: Tensor
     log_variance: Tensor
 
+    def sample(self, noise: Tensor) -> Tensor:
+        """Latents drawn by standard normal noise of their shape."""
+        return self.mean + (self.log_variance / 2).exp() * noise
+
+    def divergence(self) -> Tensor:
+        """Kullback-Leibler divergence of every value from the standard normal distribution (Kingma and Welling 2014, appendix B)."""
+        return 0.5 * (self.mean.square() + self.log_variance.exp() - 1 - self.log_variance)
+
 
 class LatentAutoencoder(nn.Module, Pretrained):
     """Images b 3 h w in [0, 1] with sides that are multiples of `factor` <-> latents b channels h/factor w/factor; a `WorkingSpace`."""
@@ -92,8 +100,8 @@ class LatentAutoencoder(nn.Module, Pretrained):
 
     def encode(self, image: Tensor, *, noise: Tensor | None = None) -> Tensor:
         """Scaled latents of images in [0, 1]: the mean, which is the mode, or a sample by standard normal noise of a latent's shape."""
-        mean, log_variance = self.posterior(image)
-        return self.config.scaling * (mean if noise is None else mean + (log_variance / 2).exp() * noise)
+        posterior = self.posterior(image)
+        return self.config.scaling * (posterior.mean if noise is None else posterior.sample(noise))
 
     def decode(self, state: Tensor) -> Tensor:
         """Scaled latents -> images, unclamped."""

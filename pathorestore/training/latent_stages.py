@@ -116,12 +116,10 @@ class AutoencoderStage(Stage):
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         """L1 of the images that come back, and the weighted divergence."""
         sharp = _sharp(batch).sharp
-        mean, log_variance = self.autoencoder.posterior(sharp)
-        noise = _normal_like(mean, self.streams(batch.key, salt=_POSTERIOR))
-        scaling = self.autoencoder.config.scaling
-        back = self.autoencoder.decode(scaling * (mean + (log_variance / 2).exp() * noise))
-        l1 = (back - sharp).abs().mean()
-        divergence = 0.5 * (mean.square() + log_variance.exp() - 1 - log_variance).mean()
+        posterior = self.autoencoder.posterior(sharp)
+        drawn = posterior.sample(_normal_like(posterior.mean, self.streams(batch.key, salt=_POSTERIOR)))
+        l1 = (self.autoencoder.decode(self.autoencoder.config.scaling * drawn) - sharp).abs().mean()
+        divergence = posterior.divergence().mean()
         self.log("train_l1", l1, prog_bar=True)
         return l1 + self.kl_weight * divergence
 
@@ -200,15 +198,12 @@ class LatentUNetStage(Stage):
     @torch.no_grad()
     def _latent(self, batch: Batch) -> Tensor:
         """A sample of the latents of the sharp crops."""
-        sharp = _sharp(batch).sharp
-        mean, log_variance = self.autoencoder.posterior(sharp)
-        sample = mean + (log_variance / 2).exp() * _normal_like(mean, self.streams(batch.key, salt=_POSTERIOR))
-        return self.autoencoder.config.scaling * sample
+        return self.autoencoder.encode(_sharp(batch).sharp, noise=self._noise(batch, salt=_POSTERIOR))
 
-    def _noise(self, batch: Batch) -> Tensor:
+    def _noise(self, batch: Batch, *, salt: int = _NOISE) -> Tensor:
         sharp, factor = _sharp(batch).sharp, self.autoencoder.factor
         like = sharp.new_empty(len(sharp), self.autoencoder.channels, sharp.shape[-2] // factor, sharp.shape[-1] // factor)
-        return _normal_like(like, self.streams(batch.key, salt=_NOISE))
+        return _normal_like(like, self.streams(batch.key, salt=salt))
 
 
 class ControlStage(LatentUNetStage):
