@@ -65,9 +65,9 @@ def batch(generator):
         (lambda: LatentUNet(LatentUNetConfig.paper()), 865_910_724),
         (lambda: ControlNet(ControlNetConfig.paper()), 363_153_280),
         (lambda: LatentAutoencoder(AutoencoderConfig.paper()), 83_653_863),
-        (lambda: LatentUNet(LatentUNetConfig.tiny()), 5_497_252),
-        (lambda: ControlNet(ControlNetConfig.tiny()), 2_384_768),
-        (lambda: LatentAutoencoder(AutoencoderConfig.tiny()), 1_620_391),
+        (lambda: LatentUNet(LatentUNetConfig.tiny()), 2_147_400),
+        (lambda: ControlNet(ControlNetConfig.tiny()), 921_856),
+        (lambda: LatentAutoencoder(AutoencoderConfig.tiny()), 1_631_019),
     ],
 )
 def test_presets_have_their_advertised_size(make, count):

@@ -52,7 +52,7 @@ class HistoDiffusionConfig:
 
     @classmethod
     def tiny(cls) -> "HistoDiffusionConfig":
-        """10 M parameters, for laptops."""
+        """5.2 M parameters, for laptops."""
         restoration, settings = SwinIRConfig.tiny_restoration(), SamplingSettings(tile_px=128, min_px=64)
         return cls(restoration=restoration, autoencoder=AutoencoderConfig.tiny(), unet=LatentUNetConfig.tiny(), settings=settings)
 
