@@ -246,6 +246,15 @@ def test_reconstruction_doubles_by_nearest_neighbours_as_described():
     assert torch.allclose(restored, x + network.mean, atol=1e-12)
 
 
+def test_a_skip_begins_as_the_identity_and_adds_what_the_others_make():
+    plain, skipping = SwinIR(IMAGES), SwinIR(replace(IMAGES, skip=True))
+    image = torch.rand(2, 3, 11, 6)
+    assert torch.equal(skipping(image), image)
+    skipping.load_state_dict(_randomised(plain).state_dict())
+    image = _image(1, 3, 11, 6)
+    assert torch.allclose(skipping.double().eval()(image), image + plain(image) - plain.mean, atol=1e-12)
+
+
 @pytest.mark.parametrize("config", [SwinIRConfig.tiny(), IMAGES])
 def test_gradients_reach_every_parameter(config):
     network = SwinIR(config)
@@ -322,6 +331,8 @@ def test_another_number_of_channels_is_refused():
         ({"unshuffle": 2}, "unshuffle=2 without an upsampler"),
         ({"features": None, "upsampler": "nearest+conv"}, "works on features, got None"),
         ({"unshuffle": 6, "upsampler": "nearest+conv"}, "power of two; got 6"),
+        ({"skip": True}, "skip adds an image to the input; it needs upsampler"),
+        ({"skip": True, "upsampler": "nearest+conv", "in_channels": 4}, "and as many channels"),
         ({"mean": (0.4, 0.5, 0.6), "upsampler": "nearest+conv", "out_channels": 1}, "cannot be added to out_channels=1"),
     ],
 )

@@ -5,7 +5,7 @@ equations. Parameters bear the published names, so that published checkpoints lo
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 import torch
@@ -34,7 +34,8 @@ class SwinIRConfig:
     the convolution behind the body; None leaves it out, for a head of one's own. unshuffle: the body works on a grid that is coarser by
     this factor. upsampler: "none" returns features; "nearest+conv" undoes the unshuffling by doublings and returns an image of
     out_channels (unused by "none"). drop_path: rate at which the last layer's branches are skipped in training, rising linearly from 0
-    at the first. mean, std: what the network subtracts from its input and divides it by; mean for all channels or each.
+    at the first. mean, std: what the network subtracts from its input and divides it by; mean for all channels or each. skip: the image
+    that "nearest+conv" makes is added to the input, at first as nothing; published networks that unshuffle do without.
     """
 
     embed: int = 180
@@ -50,6 +51,7 @@ class SwinIRConfig:
     drop_path: float = 0.1
     mean: tuple[float, ...] = (0.5,)
     std: float = 0.5
+    skip: bool = False
 
     def __post_init__(self) -> None:
         sizes = (self.embed, self.heads, self.mlp_ratio, self.in_channels, self.out_channels, self.unshuffle, *self.blocks)
@@ -73,6 +75,8 @@ class SwinIRConfig:
     def _check_upsampler(self) -> None:
         if self.upsampler not in ("none", "nearest+conv"):
             raise ValueError(f"upsampler must be none or nearest+conv; got {self.upsampler!r}")
+        if self.skip and (self.upsampler == "none" or self.in_channels != self.out_channels):
+            raise ValueError(f"skip adds an image to the input; it needs upsampler='nearest+conv' and as many channels, got {self}")
         if self.upsampler == "none":
             if self.unshuffle != 1:
                 raise ValueError(
@@ -121,8 +125,9 @@ class SwinIRConfig:
 
     @classmethod
     def tiny_restoration(cls) -> "SwinIRConfig":
-        """0.48 M parameters: a restoration module on a grid unshuffled by 4."""
-        return cls(embed=60, blocks=(2,) * 4, features=32, unshuffle=4, upsampler="nearest+conv", drop_path=0.0, mean=_DIV2K_MEAN, std=1.0)
+        """0.48 M parameters: a restoration module on a grid unshuffled by 4, with a skip, without which it is long behind its input."""
+        sizes = cls(embed=60, blocks=(2,) * 4, features=32, unshuffle=4, upsampler="nearest+conv", drop_path=0.0, mean=_DIV2K_MEAN, std=1.0)
+        return replace(sizes, skip=True)
 
 
 class SwinIR(nn.Module, Pretrained):
@@ -152,6 +157,9 @@ class SwinIR(nn.Module, Pretrained):
             self.conv_last = nn.Conv2d(config.features, config.out_channels, 3, padding=1)
         self.register_buffer("mean", torch.tensor(config.mean, dtype=torch.float32).view(1, -1, 1, 1), persistent=False)
         self.apply(_initialise)
+        if config.skip:
+            for parameter in self.conv_last.parameters():
+                nn.init.zeros_(parameter)
 
     def forward(self, image: Tensor) -> Tensor:
         height, width = image.shape[-2:]
@@ -163,7 +171,7 @@ class SwinIR(nn.Module, Pretrained):
         if self.config.features is not None:
             x = self.conv_before_upsample(x)
         if self.config.upsampler == "nearest+conv":
-            x = self._reconstruct(x)
+            x = self._reconstruct(x) + (padded if self.config.skip else self.mean)
         return x[..., :height, :width]
 
     def _body(self, shallow: Tensor) -> Tensor:
@@ -173,10 +181,10 @@ class SwinIR(nn.Module, Pretrained):
         return rearrange(self.norm(x), "b h w c -> b c h w")
 
     def _reconstruct(self, x: Tensor) -> Tensor:
-        """Features on the unshuffled grid -> image: doublings by nearest neighbour and convolution, then two convolutions."""
+        """Features on the unshuffled grid -> image less the mean: doublings by nearest neighbour and convolution, then two convolutions."""
         for name in self._doublings():
             x = F.leaky_relu(self.get_submodule(name)(F.interpolate(x, scale_factor=2, mode="nearest")), 0.2)
-        return self.conv_last(F.leaky_relu(self.conv_hr(x), 0.2)) * self.config.std + self.mean
+        return self.conv_last(F.leaky_relu(self.conv_hr(x), 0.2)) * self.config.std
 
     def _doublings(self) -> list[str]:
         return [f"conv_up{number}" for number in range(1, self.config.unshuffle.bit_length())]
