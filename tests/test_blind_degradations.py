@@ -16,6 +16,7 @@ from pathorestore.functional.noise import stream
 RECIPES: dict[str, Recipe] = {
     "diffbir": OneRound.diffbir(),
     "histo_light": OneRound.histo_light(),
+    "pyramid": OneRound.pyramid(),
     "bsrgan": Shuffled.bsrgan(4),
     "bsrgan_any": Shuffled.bsrgan(2.3),
     "realesrgan": TwoRounds.realesrgan(4),
@@ -113,7 +114,7 @@ def test_parameters_are_json_under_common_keys(name: str) -> None:
         assert set(parameters) == SUMMARY
         assert parameters["recipe"] == name.partition("_any")[0]
         files = [fact["quality"] for fact in parameters["stages"] if fact["stage"] == "jpeg"]
-        assert parameters["jpeg_quality"] == min(files)
+        assert parameters["jpeg_quality"] == min(files, default=100)
 
 
 def test_the_summary_adds_variances_in_pixels_of_the_input() -> None:

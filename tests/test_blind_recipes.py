@@ -3,13 +3,15 @@
 import math
 from collections import Counter
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import pytest
 import torch
 
-from pathorestore.degradations import OneRound, Round, Shuffled, TwoRounds
+from pathorestore.degradations import OneRound, Round, Shuffled, TwoRounds, degrade_blind
 from pathorestore.degradations.blind_recipes import Recipe
+from pathorestore.degradations.resize import reduced, resized
 from pathorestore.functional.noise import stream
 
 DRAWS = 400
@@ -62,6 +64,24 @@ def test_histo_light_keeps_to_weaker_ranges() -> None:
     assert fills([1e6 / facts[1]["to_px"][0] for facts in drawn], 1, 8)
     assert fills([fact["deviation"] * 255 for fact in only(drawn, "gaussian_noise")], 0, 8)
     assert fills([fact["quality"] for fact in only(drawn, "jpeg")], 60, 100)
+
+
+def test_pyramid_averages_as_slides_do() -> None:
+    drawn = plans(OneRound.pyramid(), (10**6, 10**6))
+    assert fills([fact["sigma_px"][0] for fact in only(drawn, "gaussian_blur")], 0, 2)
+    assert all(fact["sigma_px"][0] == fact["sigma_px"][1] for fact in only(drawn, "gaussian_blur"))
+    assert fills([1e6 / facts[1]["to_px"][0] for facts in drawn], 1, 6)
+    assert {fact["kind"] for fact in only(drawn, "resize")} == {"averaged"}
+    assert fills([fact["deviation"] * 255 for fact in only(drawn, "gaussian_noise")], 0, 3)
+    assert near(len(only(drawn, "jpeg")), DRAWS, 0.5)
+    assert fills([fact["quality"] for fact in only(drawn, "jpeg")], 70, 100)
+
+
+def test_averaging_is_the_reduction_of_the_house(nuclei_image: torch.Tensor) -> None:
+    recipe = replace(OneRound.pyramid(), sigma_px=(0, 0), downscale=(4, 4), noise_levels=(0, 0), jpeg_probability=0)
+    degraded = degrade_blind(nuclei_image[..., :64, :96], recipe, generator=torch.Generator()).image
+    small, _ = reduced(nuclei_image[..., :64, :96], 4, blur=0)
+    assert torch.allclose(degraded, resized(small, (64, 96)), atol=1e-6)
 
 
 @pytest.mark.parametrize("scale", [2.0, 3.0])
@@ -250,6 +270,7 @@ def test_shares_of_noise_are_colour_grey_correlated(shares: tuple[float, float, 
         (lambda: Round(resize=(0.5, 0.9)), "factors around 1"),
         (lambda: Round(gaussian_beta=(0, 4)), "must be positive"),
         (lambda: Round(resize_shares=(-0.1, 1, 0)), "must not be negative"),
+        (lambda: OneRound(interpolation="nearest"), "interpolation='nearest' must be one of linear, cubic, area, averaged"),
     ],
 )
 def test_impossible_settings_are_refused(make: Callable[[], object], message: str) -> None:

@@ -6,7 +6,7 @@ the blur meets, quality that of JPEG. A range (a, a) fixes a value.
 
 import math
 from dataclasses import dataclass, field, fields
-from typing import Protocol
+from typing import Protocol, get_args
 
 import torch
 
@@ -15,7 +15,6 @@ from pathorestore.degradations.blind_stages import (
     EightBit,
     GaussianBlur,
     GaussianNoise,
-    Interpolation,
     Jpeg,
     PlateauBlur,
     PoissonNoise,
@@ -26,6 +25,7 @@ from pathorestore.degradations.blind_stages import (
     Subsample,
 )
 from pathorestore.degradations.recipes import Range, Uniform
+from pathorestore.degradations.resize import Interpolation
 
 _KINDS: tuple[Interpolation, ...] = ("linear", "cubic", "area")
 
@@ -48,7 +48,7 @@ class OneRound:
     """Blur, shrink, add noise, compress, enlarge to the size of the input: the degradation that DiffBIR took over from face restoration.
 
     kernel_side_px: fixed and odd. sigma_px: one for both axes with `isotropic_probability`, else one for each and an angle in [-pi, pi].
-    downscale: how many times it shrinks, by linear interpolation, as it is enlarged. noise_levels: for each pixel and channel.
+    downscale: how many times it shrinks. interpolation: by which it shrinks and is enlarged. noise_levels: for each pixel and channel.
     """
 
     name: str = "diffbir"
@@ -56,12 +56,15 @@ class OneRound:
     sigma_px: Range = (0.1, 12.0)
     isotropic_probability: float = 0.5
     downscale: Range = (1.0, 12.0)
+    interpolation: Interpolation = "linear"
     noise_levels: Range = (0.0, 15.0)
     quality: Range = (30, 100)
     jpeg_probability: float = 1.0
 
     def __post_init__(self) -> None:
         _check(self)
+        if self.interpolation not in get_args(Interpolation):
+            raise ValueError(f"interpolation={self.interpolation!r} must be one of {', '.join(get_args(Interpolation))}")
 
     @classmethod
     def diffbir(cls) -> "OneRound":
@@ -73,6 +76,23 @@ class OneRound:
         """`diffbir` with ranges of our own, closer to the levels of a slide: sigma to 4 px, shrunk to 1/8, noise to 8, quality from 60."""
         return cls(name="histo_light", sigma_px=(0.1, 4.0), downscale=(1.0, 8.0), noise_levels=(0.0, 8.0), quality=(60, 100))
 
+    @classmethod
+    def pyramid(cls) -> "OneRound":
+        """Of our own: as the levels of a slide are made, by averaging, with little noise and JPEG on every other image.
+
+        Sigma to 2 px, shrunk to 1/6, noise to 3, quality from 70.
+        """
+        return cls(
+            name="pyramid",
+            sigma_px=(0.0, 2.0),
+            isotropic_probability=1.0,
+            downscale=(1.0, 6.0),
+            interpolation="averaged",
+            noise_levels=(0.0, 3.0),
+            quality=(70, 100),
+            jpeg_probability=0.5,
+        )
+
     def plan(self, size_px: Size, generator: torch.Generator) -> tuple[Stage, ...]:
         draw = Uniform(generator)
         along = draw(self.sigma_px)
@@ -81,10 +101,10 @@ class OneRound:
         angle = 0.0 if isotropic else draw((-math.pi, math.pi))
         return (
             GaussianBlur(sigma_px=sigma_px, angle=angle, side_px=self.kernel_side_px),
-            Resize(to_px=_shrunk(size_px, draw(self.downscale)), kind="linear"),
+            Resize(to_px=_shrunk(size_px, draw(self.downscale)), kind=self.interpolation),
             GaussianNoise(deviation=draw(self.noise_levels) / 255),
             *_jpeg(draw, self.quality, self.jpeg_probability),
-            Resize(to_px=size_px, kind="linear"),
+            Resize(to_px=size_px, kind=self.interpolation),
         )
 
 

@@ -6,18 +6,17 @@ An image is 1 3 h w in [0, 1], before and after every stage. What a stage draws 
 import math
 from abc import ABC, abstractmethod
 from dataclasses import asdict, dataclass
-from typing import Any, ClassVar, Literal
+from typing import Any, ClassVar
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from pathorestore.degradations import acquisition, kernels
-from pathorestore.degradations.resize import resized, sampled
+from pathorestore.degradations.resize import Interpolation, resized, sampled
 from pathorestore.functional.color import luminance
 
 Size = tuple[int, int]
-Interpolation = Literal["linear", "cubic", "area"]
 # grey levels of an 8-bit image, the photons that a white pixel counts at scale 1
 _PHOTONS = 256
 

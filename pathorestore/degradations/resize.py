@@ -7,6 +7,8 @@ from torch import Tensor
 
 from pathorestore.degradations.acquisition import gaussian_blur
 
+Interpolation = Literal["linear", "cubic", "area", "averaged"]
+
 
 def resized(image: Tensor, size: tuple[int, int]) -> Tensor:
     """Images b c h w at another height and width, bicubic, averaged where they shrink, within [0, 1]."""
@@ -15,12 +17,14 @@ def resized(image: Tensor, size: tuple[int, int]) -> Tensor:
     return F.interpolate(image, size=size, mode="bicubic", antialias=True, align_corners=False).clamp(0, 1)
 
 
-def sampled(image: Tensor, size: tuple[int, int], *, kind: Literal["linear", "cubic", "area"]) -> Tensor:
-    """Images b c h w at another height and width, as OpenCV resizes, within [0, 1].
+def sampled(image: Tensor, size: tuple[int, int], *, kind: Interpolation) -> Tensor:
+    """Images b c h w at another height and width, within [0, 1]; all kinds but "averaged" as OpenCV resizes.
 
     linear, cubic: interpolated where the new pixels lie, so that what shrinks is not averaged and aliases; area: the mean over the pixels
-    that each new one touches.
+    that each new one touches. averaged: `resized`.
     """
+    if kind == "averaged":
+        return resized(image, size)
     if kind == "area":
         return F.interpolate(image, size=size, mode="area")
     mode = "bilinear" if kind == "linear" else "bicubic"
