@@ -24,10 +24,10 @@ from pathorestore.cli_iqa_fit import fill_iqa_fit, run_iqa_fit
 from pathorestore.cli_jobs import batch_on, fill_engine, fill_jobs, run_jobs
 from pathorestore.cli_options import fill_batch, fill_demo, fill_info, fill_model, fill_simulate
 from pathorestore.cli_qc import files_to_judge, fill_qc
-from pathorestore.cli_restore import RestoreElsewhere, files_to_restore, fill_restore
+from pathorestore.cli_restore import files_to_restore, fill_restore, restore_elsewhere
 from pathorestore.cli_slides import estimates
 from pathorestore.cli_training import fill_ablate, fill_export, run_ablate, run_export
-from pathorestore.cli_upscale import UpscaleElsewhere, files_to_upscale, fill_upscale
+from pathorestore.cli_upscale import files_to_upscale, fill_upscale, upscale_elsewhere
 from pathorestore.cli_view import fill_view, run_view
 from pathorestore.slide.restore_any import StopSignal
 from pathorestore.version import __version__
@@ -91,11 +91,11 @@ def _report(error: Exception, *, one_by_one: bool) -> int:
 
 
 def _restore(arguments: "Namespace") -> int:
-    return _images_and_slides(arguments, RestoreElsewhere(arguments, _now), files_to_restore, done="restored")
+    return _images_and_slides(arguments, restore_elsewhere(arguments, _now), files_to_restore, done="restored")
 
 
 def _upscale(arguments: "Namespace") -> int:
-    return _images_and_slides(arguments, UpscaleElsewhere(arguments, _now), files_to_upscale, done="enlarged")
+    return _images_and_slides(arguments, upscale_elsewhere(arguments, _now), files_to_upscale, done="enlarged")
 
 
 def _images_and_slides(

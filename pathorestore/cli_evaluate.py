@@ -61,6 +61,7 @@ def _fill_methods(command: "ArgumentParser") -> None:
     methods.add_argument("--tile", type=int, default=256, help="side of the models' tiles in px")
     methods.add_argument("--overlap", type=int, default=32, help="overlap of neighbouring tiles in px")
     methods.add_argument("--steps", type=int, default=None, help="steps of second stages")
+    methods.add_argument("--sampler", choices=("ddpm", "ddim", "dpm++"), default=None, help="of generative upscalers")
     methods.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto", help="where models compute")
     methods.add_argument("--precision", choices=("auto", "fp32", "bf16"), default="auto", help="auto takes bf16 on CUDA that has it")
     methods.add_argument("--seed", type=int, default=0, help="of simulated noise and second stages")
@@ -158,6 +159,7 @@ def evaluate_options(arguments: "Namespace") -> "EvaluateOptions":
         risk=arguments.risk,
         risk_seeds=arguments.risk_seeds,
         restore=restore,
+        sampler=arguments.sampler,
     )
 
 

@@ -1,12 +1,22 @@
 """`pathorestore restore`: what it takes, and the work that makes of it, for images and for slides."""
 
 from collections.abc import Callable
-from dataclasses import dataclass, replace
-from pathlib import Path
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
-from pathorestore.cli_slides import Bar, bars_of, fill_slides, for_slides, in_shard, json_lines, no_bar, slide_options, unheard
-from pathorestore.slide.restore_any import RestoreAny, StopSignal, check_no_slides
+from pathorestore.cli_slides import (
+    Bar,
+    Elsewhere,
+    bars_of,
+    check_maps,
+    fill_slides,
+    for_slides,
+    json_lines,
+    planned,
+    risk_of_seeds,
+    slide_options,
+)
+from pathorestore.slide.restore_any import RestoreAny, StopSignal
 
 if TYPE_CHECKING:
     from jsonargparse import ArgumentParser, Namespace
@@ -43,37 +53,19 @@ def fill_restore(command: "ArgumentParser") -> None:
     fill_slides(command, verb="restore")
 
 
-@dataclass(frozen=True)
-class RestoreElsewhere:
-    """What a worker on Ray makes its work from; it travels there."""
-
-    arguments: "Namespace"
-    clock: Callable[[], str]
-
-    def __call__(self, device: str) -> RestoreAny:
-        """The work on a device."""
-        return _work(self.arguments, replace(restore_options(self.arguments), device=device), self.clock, lambda _: no_bar, unheard())
+def restore_elsewhere(arguments: "Namespace", clock: Callable[[], str]) -> Elsewhere:
+    """What a worker on Ray makes its work from."""
+    return Elsewhere(_work, restore_options(arguments), arguments, clock)
 
 
 def files_to_restore(
     arguments: "Namespace", clock: Callable[[], str], bar: Callable[[str], Bar], stop: StopSignal
 ) -> "tuple[list[Job], RestoreAny]":
     """The files that the arguments name, and what is done to each. bar: makes a progress bar for a unit."""
-    from pathorestore.pipelines.batch import plan_outputs
-    from pathorestore.pipelines.risk_files import check_risk_names
-    from pathorestore.slide.journal import sweep
-    from pathorestore.slide.room import journal_path
-
     options = restore_options(arguments)
     if arguments.engine == "ray":  # the driver only plans
         options = replace(options, device="cpu", precision="fp32")
-    planned = plan_outputs(arguments.inputs, arguments.output)
-    if arguments.risk_map:
-        check_no_slides(planned, pyramid=arguments.pyramid)
-        check_risk_names(planned)  # before the shards, which would hide some from each other
-    jobs = in_shard(planned, arguments.shard, arguments.output)
-    for job in jobs:
-        sweep(journal_path(job.output, Path(arguments.work_dir) if arguments.work_dir else None), job.output)
+    jobs = planned(arguments, check=lambda every: check_maps(arguments, every))
     return jobs, _work(arguments, options, clock, bar, stop)
 
 
@@ -86,7 +78,7 @@ def _work(
     from pathorestore.slide.restore import RestoreSlide
     from pathorestore.slide.restoring import Restoring
 
-    wishes = slide_options(arguments, mpp=arguments.mpp, batch=arguments.batch)
+    wishes = slide_options(arguments, tile_px=options.tile_px, overlap_px=options.overlap_px, mpp=arguments.mpp, batch=arguments.batch)
     ready = ready_restorer(options, progress=bar("tile"))
     shared: dict[str, Any] = {
         "model_id": ready.model_id,
@@ -118,13 +110,7 @@ def _work(
 def _risk_map(arguments: "Namespace", options: "RestoreOptions", ready: "ReadyRestorer", bar: Callable[[str], Bar]) -> "RiskMap":
     from pathorestore.pipelines.trust import DEFAULT_SEEDS, ready_risk_map
 
-    seeds = arguments.risk_seeds
-    if not arguments.risk_map:
-        raise ValueError("--risk-seeds belongs to --risk-map; give both or none")
-    risk = ready_risk_map(ready, options, seeds=DEFAULT_SEEDS if seeds is None else seeds, progress=bar("tile"))
-    if seeds is not None and not risk.model.needs_spread:
-        raise ValueError(f"--risk-seeds {seeds} changes nothing: this risk map is made without runs from other seeds; leave it out")
-    return risk
+    return risk_of_seeds(arguments, DEFAULT_SEEDS, lambda seeds: ready_risk_map(ready, options, seeds=seeds, progress=bar("tile")))
 
 
 def restore_options(arguments: "Namespace") -> "RestoreOptions":

@@ -6,18 +6,21 @@ import os
 import sys
 from argparse import ArgumentError
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, TypeVar
 
-from pathorestore.slide.restore_any import RestoreAny, StopSignal
+from pathorestore.slide.restore_any import RestoreAny, StopSignal, check_no_slides
 
 if TYPE_CHECKING:
     from jsonargparse import ArgumentParser, Namespace
 
     from pathorestore.pipelines.batch import Job
+    from pathorestore.pipelines.image_work import Risk
     from pathorestore.slide.restore import SlideEstimate, Status
     from pathorestore.slide.work import SlideOptions
 
+R = TypeVar("R", bound="Risk")
 _MIB = 2**20
 Bar = Callable[..., None]
 
@@ -51,14 +54,68 @@ def fill_slides(command: "ArgumentParser", *, verb: str) -> None:
     slides.add_argument("--json-progress", action="store_true", help="progress as lines of JSON on stderr")
 
 
-def slide_options(arguments: "Namespace", *, mpp: float | None = None, batch: int = 1) -> "SlideOptions":
-    """The arguments that are about slides. mpp: how large their pixels are, if it was said. batch: tiles per pass on an accelerator."""
+@dataclass(frozen=True)
+class Elsewhere:
+    """What a worker on Ray makes its work from; it travels there. work: of arguments, options, clock, bar and stop."""
+
+    work: Callable[..., RestoreAny]
+    options: Any
+    arguments: "Namespace"
+    clock: Callable[[], str]
+
+    def __call__(self, device: str) -> RestoreAny:
+        """The work on a device."""
+        return self.work(self.arguments, replace(self.options, device=device), self.clock, lambda _: no_bar, unheard())
+
+
+def planned(arguments: "Namespace", *, mark: str = "", check: "Callable[[list[Job]], None]" = lambda _: None) -> "list[Job]":
+    """The jobs that the arguments name, of the shard if one is named; what stopped runs left behind is swept away.
+
+    mark: part of the names of outputs in folders. check: sees all of them before the shard, which would hide some from each other.
+    """
+    from pathorestore.pipelines.batch import plan_outputs
+    from pathorestore.slide.journal import sweep
+    from pathorestore.slide.room import journal_path
+
+    every = plan_outputs(arguments.inputs, arguments.output, mark=mark)
+    check(every)
+    jobs = in_shard(every, arguments.shard, arguments.output)
+    for job in jobs:
+        sweep(journal_path(job.output, Path(arguments.work_dir) if arguments.work_dir else None), job.output)
+    return jobs
+
+
+def check_maps(arguments: "Namespace", jobs: "list[Job]") -> None:
+    """Refuse risk maps of slides, and those that would have the name of something else."""
+    from pathorestore.pipelines.risk_files import check_risk_names
+
+    if arguments.risk_map:
+        check_no_slides(jobs, pyramid=arguments.pyramid)
+        check_risk_names(jobs)
+
+
+def risk_of_seeds(arguments: "Namespace", default: int, make: Callable[[int], R]) -> R:
+    """The risk map that `make` gives for the wished number of seeds. Raises ValueError for a number that changes nothing."""
+    seeds = arguments.risk_seeds
+    if not arguments.risk_map:
+        raise ValueError("--risk-seeds belongs to --risk-map; give both or none")
+    risk = make(default if seeds is None else seeds)
+    if seeds is not None and not risk.model.needs_spread:
+        raise ValueError(f"--risk-seeds {seeds} changes nothing: this risk map is made without runs from other seeds; leave it out")
+    return risk
+
+
+def slide_options(arguments: "Namespace", *, tile_px: int, overlap_px: int, mpp: float | None = None, batch: int = 1) -> "SlideOptions":
+    """The arguments that are about slides, and what was found otherwise.
+
+    mpp: how large their pixels are, if it was said. batch: tiles per pass on an accelerator.
+    """
     from pathorestore.slide.source import SLIDE_MAX_PIXELS
     from pathorestore.slide.work import SlideOptions
 
     return SlideOptions(
-        tile_px=arguments.tile,
-        overlap_px=arguments.overlap,
+        tile_px=tile_px,
+        overlap_px=overlap_px,
         batch_size=batch,
         format=arguments.format,
         compression=arguments.compression,

@@ -1,18 +1,30 @@
 """`pathorestore upscale`: what it takes, and the work that makes of it, for images and for slides."""
 
+import sys
 from collections.abc import Callable
-from dataclasses import dataclass, replace
-from pathlib import Path
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
-from pathorestore.cli_slides import Bar, bars_of, fill_slides, for_slides, in_shard, json_lines, no_bar, slide_options, unheard
+from pathorestore.cli_slides import (
+    Bar,
+    Elsewhere,
+    bars_of,
+    check_maps,
+    fill_slides,
+    for_slides,
+    json_lines,
+    planned,
+    risk_of_seeds,
+    slide_options,
+)
 from pathorestore.slide.restore_any import RestoreAny, StopSignal
 
 if TYPE_CHECKING:
     from jsonargparse import ArgumentParser, Namespace
 
     from pathorestore.pipelines.batch import Job
-    from pathorestore.pipelines.upscale_file import UpscaleOptions
+    from pathorestore.pipelines.enlargement_risk import EnlargementRisk
+    from pathorestore.pipelines.upscalers import ReadyUpscaler, UpscaleOptions
 
 
 def fill_upscale(command: "ArgumentParser") -> None:
@@ -28,48 +40,57 @@ def fill_upscale(command: "ArgumentParser") -> None:
     command.add_argument("--scale", type=float, default=None, help="how many times as large, 1 to 16, whole or not, such as 2.7")
     command.add_argument("--mpp", type=float, default=None, help="in place of --scale: the wanted um per pixel, such as 0.25")
     command.add_argument("--source-mpp", type=float, default=None, help="um per pixel of inputs that do not say it, or are wrong")
-    command.add_argument("--model", type=str, default=None, help="folder or hub repository owner/name; default: the embedded iste-tiny")
+    models = (
+        "iste-tiny (default), histo-diffusion-tiny (draws detail that is plausible, not measured), folder, or hub repository owner/name"
+    )
+    command.add_argument("--model", type=str, default=None, help=models)
     command.add_argument("--revision", type=str, default=None, help="commit hash or tag of a hub repository")
-    command.add_argument("--tile", type=int, default=64, help="side of the tiles in px of the input; textures are looked for within one")
-    command.add_argument("--overlap", type=int, default=8, help="what tiles see of their neighbours, in px of the input")
+    tile = "side of the tiles: 16-512 px of the input, default 64; of generative models in px of the output, default 1024 or more"
+    command.add_argument("--tile", type=int, default=None, help=tile)
+    overlap = "what tiles see of their neighbours, in the same px; default 8, of generative models 1.5 tiles of the diffusion"
+    command.add_argument("--overlap", type=int, default=None, help=overlap)
     command.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto", help="where to compute; auto takes CUDA if present")
+    generative = command.add_argument_group("generative models")
+    generative.add_argument("--coarse-only", action="store_true", help="first stage only: much faster, and nothing is generated")
+    generative.add_argument("--steps", type=int, default=None, help="of the second stage; default: those of the model")
+    generative.add_argument("--sampler", choices=("ddpm", "ddim", "dpm++"), default=None, help="of the second stage; default: the model's")
+    generative.add_argument("--seed", type=int, default=0, help="of the second stage; same seed, same result")
+    generative.add_argument(
+        "--risk-map", action="store_true", help="beside each image, where it may be wrong: NAME.risk.tiff, NAME.risk.png"
+    )
+    generative.add_argument("--risk-seeds", type=int, default=None, help="runs of the second stage for its risk map; default: 3")
     command.add_argument("--shard", type=str, default="", metavar="I/N", help="do only part I (from 0) of N, for arrays of jobs")
     fill_slides(command, verb="enlarge")
 
 
-@dataclass(frozen=True)
-class UpscaleElsewhere:
-    """What a worker on Ray makes its work from; it travels there."""
-
-    arguments: "Namespace"
-    clock: Callable[[], str]
-
-    def __call__(self, device: str) -> RestoreAny:
-        """The work on a device."""
-        return _work(self.arguments, replace(upscale_options(self.arguments), device=device), self.clock, lambda _: no_bar, unheard())
+def upscale_elsewhere(arguments: "Namespace", clock: Callable[[], str]) -> Elsewhere:
+    """What a worker on Ray makes its work from."""
+    return Elsewhere(_work, upscale_options(arguments), arguments, clock)
 
 
 def files_to_upscale(
     arguments: "Namespace", clock: Callable[[], str], bar: Callable[[str], Bar], stop: StopSignal
 ) -> "tuple[list[Job], RestoreAny]":
     """The files that the arguments name, and what is done to each. bar: makes a progress bar for a unit."""
-    from pathorestore.pipelines.batch import plan_outputs
-    from pathorestore.slide.journal import sweep
-    from pathorestore.slide.room import journal_path
+    from pathorestore.pipelines.batch import marked
+    from pathorestore.pipelines.provenance import GENERATED_MARK
+    from pathorestore.pipelines.upscalers import is_generative
 
     options = upscale_options(arguments)
     if arguments.engine == "ray":  # the driver only plans
         options = replace(options, device="cpu")
-    jobs = in_shard(plan_outputs(arguments.inputs, arguments.output), arguments.shard, arguments.output)
-    for job in jobs:
-        sweep(journal_path(job.output, Path(arguments.work_dir) if arguments.work_dir else None), job.output)
+    mark = GENERATED_MARK if is_generative(options) else ""
+    jobs = planned(arguments, mark=mark, check=lambda every: check_maps(arguments, every))
+    for name in (job.output.name for job in jobs):
+        if mark and marked(name, mark) != name and not arguments.quiet:
+            sys.stderr.write(f"pathorestore: {name} will hold generated detail; a name such as {marked(name, mark)} tells everyone\n")
     return jobs, _work(arguments, options, clock, bar, stop)
 
 
 def upscale_options(arguments: "Namespace") -> "UpscaleOptions":
     """The arguments that say how to enlarge."""
     from pathorestore.pipelines.enlarge import Enlargement
-    from pathorestore.pipelines.upscale_file import UpscaleOptions
+    from pathorestore.pipelines.upscalers import UpscaleOptions
 
     return UpscaleOptions(
         target=Enlargement(scale=arguments.scale, mpp=arguments.mpp, source_mpp=arguments.source_mpp),
@@ -78,6 +99,10 @@ def upscale_options(arguments: "Namespace") -> "UpscaleOptions":
         tile_px=arguments.tile,
         overlap_px=arguments.overlap,
         device=arguments.device,
+        coarse_only=arguments.coarse_only,
+        steps=arguments.steps,
+        sampler=arguments.sampler,
+        seed=arguments.seed,
     )
 
 
@@ -85,34 +110,46 @@ def _work(
     arguments: "Namespace", options: "UpscaleOptions", clock: Callable[[], str], bar: Callable[[str], Bar], stop: StopSignal
 ) -> RestoreAny:
     from pathorestore.pipelines.image_file import DEFAULT_MAX_PIXELS
-    from pathorestore.pipelines.upscale_file import UpscaleFile, ready_upscaler
+    from pathorestore.pipelines.upscale_file import UpscaleFile
+    from pathorestore.pipelines.upscalers import ready_upscaler
     from pathorestore.slide.enlarging import Enlarging
     from pathorestore.slide.restore import RestoreSlide
 
-    wishes = slide_options(arguments)
     ready = ready_upscaler(options)
+    risk = _risk_map(arguments, options, ready, bar) if arguments.risk_map or arguments.risk_seeds is not None else None
+    wishes = slide_options(arguments, tile_px=ready.tile_px, overlap_px=ready.overlap_px)
     shared: dict[str, Any] = {
-        "model_id": ready.system.model_id,
-        "weights_sha256": ready.system.weights_sha256,
+        "model_id": ready.model_id,
+        "weights_sha256": ready.weights_sha256,
         "parameters": ready.parameters,
         "clock": clock,
+        "seed": options.seed,
         "overwrite": arguments.overwrite,
     }
     image = UpscaleFile(
-        enlarger=ready.system,
+        pieces=ready.pieces,
         target=options.target,
-        tile_px=options.tile_px,
-        overlap_px=options.overlap_px,
         device=ready.device,
         max_pixels=arguments.max_pixels or DEFAULT_MAX_PIXELS,
         progress=bar("tile"),
+        notice=ready.notice,
+        risk=risk,
+        replace_maps=arguments.skip_existing,
         **shared,
     )
     slide = RestoreSlide(
-        work=Enlarging(enlarger=ready.system, target=options.target, device=ready.device),
+        work=Enlarging(pieces=ready.pieces, target=options.target, device=ready.device, notice=ready.notice),
         options=wishes,
         on_status=json_lines if arguments.json_progress else bars_of(bar),
         stop=lambda: stop.asked,
         **shared,
     )
-    return RestoreAny(image=image, slide=slide, pyramid=arguments.pyramid, stop=stop, for_slides=for_slides(wishes))
+    return RestoreAny(
+        image=image, slide=slide, pyramid=arguments.pyramid, stop=stop, for_slides=for_slides(wishes), for_images=risk is not None
+    )
+
+
+def _risk_map(arguments: "Namespace", options: "UpscaleOptions", ready: "ReadyUpscaler", bar: Callable[[str], Bar]) -> "EnlargementRisk":
+    from pathorestore.pipelines.enlargement_risk import DEFAULT_SEEDS, ready_enlargement_risk
+
+    return risk_of_seeds(arguments, DEFAULT_SEEDS, lambda seeds: ready_enlargement_risk(ready, options, seeds=seeds, progress=bar("step")))

@@ -21,17 +21,21 @@ from pathorestore.hub_card import ModelCard, render
 from pathorestore.hub_codec import ConfigError, decode, encode
 
 __all__ = [
+    "EMBEDDED_WEIGHTS",
     "ConfigError",
     "ModelCard",
     "Pretrained",
     "WeightsError",
     "check_fit",
+    "embedded_names",
     "load_parts",
     "load_settings",
     "load_strictly",
     "load_weights",
     "locate",
+    "model_name",
     "save_parts",
+    "stored_system",
     "upload",
     "weights_sha256",
 ]
@@ -41,6 +45,7 @@ T = TypeVar("T")
 FORMAT_VERSION = 1
 _CONFIG, _WEIGHTS, _CARD, _SYSTEM = "config.json", "model.safetensors", "README.md", "system.json"
 _HUB_FILES = [_CONFIG, _WEIGHTS, _CARD, _SYSTEM, "risk.json", f"*/{_CONFIG}", f"*/{_WEIGHTS}"]
+EMBEDDED_WEIGHTS = Path(__file__).resolve().parent / "weights"
 _MOVING_REVISIONS = ("main", "master", "HEAD")
 
 
@@ -144,19 +149,22 @@ def load_settings(folder_or_repo_id: str | os.PathLike[str], cls: type[T], *, sy
 
 
 def locate(folder_or_repo_id: str | os.PathLike[str], *, revision: str | None = None) -> Path:
-    """A local folder as it is; a Hugging Face repository `owner/name` as the folder its files at `revision` were downloaded to.
+    """The folder that weights lie in: a local one as it is, or by its name, such as "iste-tiny", one that ships with the package.
 
-    Only configs, weights and the card are fetched. Raises WeightsError for a repository without a pinned revision and for what is neither.
+    Of a Hugging Face repository `owner/name` it is where its files at `revision` were downloaded to; only configs, weights and
+    the card are fetched. Raises WeightsError for a repository without a pinned revision and for what is none of these.
     """
-    path = Path(folder_or_repo_id)
+    path, name = Path(folder_or_repo_id), str(folder_or_repo_id)
+    if not path.exists() and name in embedded_names():
+        path = EMBEDDED_WEIGHTS / name
     if path.is_dir():
         if revision is not None:
             raise WeightsError(f"{path} is a local folder, which has no revision={revision!r}; leave revision out")
         return path
-    name = str(folder_or_repo_id)
     if path.exists() or not re.fullmatch(r"[\w.-]+/[\w.-]+", name):
         raise WeightsError(
-            f"{name} is no folder; expected one written by save_pretrained, or a hub repository as owner/name with revision="
+            f"{name} is no folder; expected one written by save_pretrained, one of {', '.join(embedded_names())}, or a hub repository as "
+            "owner/name with revision="
         )
     if not revision or revision in _MOVING_REVISIONS:
         raise WeightsError(
@@ -166,6 +174,22 @@ def locate(folder_or_repo_id: str | os.PathLike[str], *, revision: str | None = 
     from huggingface_hub import snapshot_download
 
     return Path(snapshot_download(name, revision=revision, allow_patterns=_HUB_FILES))
+
+
+def embedded_names() -> list[str]:
+    """The systems that ship with the package."""
+    return sorted(path.parent.name for path in EMBEDDED_WEIGHTS.glob(f"*/{_SYSTEM}"))
+
+
+def model_name(folder_or_repo_id: str | os.PathLike[str]) -> str:
+    """How weights are called in records: a folder by its name, which knows no path of this machine, a repository as it is."""
+    given = Path(folder_or_repo_id)
+    return given.resolve().name if given.exists() else str(folder_or_repo_id)
+
+
+def stored_system(folder: str | os.PathLike[str]) -> str:
+    """The class whose `save_pretrained` wrote a folder. Raises WeightsError or ConfigError where none did."""
+    return str(_read_system(Path(folder), None)["system"])
 
 
 def upload(folder: str | os.PathLike[str], repo_id: str, *, token: str | None = None, private: bool = True) -> str:
@@ -269,11 +293,11 @@ def _read_leaf_config(folder: Path, cls: type[Pretrained]) -> object:
     return stored["config"]
 
 
-def _read_system(folder: Path, system: str) -> dict[str, Any]:
+def _read_system(folder: Path, system: str | None) -> dict[str, Any]:
     if not (folder / _SYSTEM).is_file():
-        raise WeightsError(f"{folder} holds no {_SYSTEM}; expected a folder to which a {system} was saved, to the end")
+        raise WeightsError(f"{folder} holds no {_SYSTEM}; expected a folder to which a {system or 'system'} was saved, to the end")
     stored = _read_json(folder / _SYSTEM, keys=("format_version", "system", "settings", "parts"))
-    if stored["system"] != system:
+    if system is not None and stored["system"] != system:
         raise ConfigError(f"{folder / _SYSTEM} describes a {stored['system']}; expected a {system}: load it with {stored['system']}")
     return stored
 

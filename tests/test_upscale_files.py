@@ -22,7 +22,7 @@ from pathorestore.image import from_uint8, to_uint8
 from pathorestore.models.iste import Search
 from pathorestore.nn.implicit import Lattice, bicubic, grid
 from pathorestore.pipelines.batch import Job
-from pathorestore.pipelines.enlarge import BicubicEnlarger, Enlargement, enlarged, target_size
+from pathorestore.pipelines.enlarge import BicubicEnlarger, DrawnPieces, Enlargement, enlarged, target_size
 from pathorestore.pipelines.image_file import read_image_file
 from pathorestore.pipelines.iste import ISTE, ISTEConfig
 from pathorestore.pipelines.provenance import ENLARGED_NOTICE, read_provenance
@@ -49,19 +49,23 @@ class Blurring:
         return made * float("nan") if self.drawn == self.bad_at else made
 
 
+def pieces(enlarger=None, *, tile_px=40, overlap_px=4):
+    """Its tiles."""
+    return DrawnPieces(enlarger=enlarger or Blurring(), tile_px=tile_px, overlap_px=overlap_px)
+
+
 def upscale_file(source: Path, target: Path, enlarger=None, *, scale=None, mpp=None, source_mpp=None, **fields):
     """Enlarge one image."""
     target_of = Enlargement(scale=scale, mpp=mpp, source_mpp=source_mpp)
-    return UpscaleFile(enlarger=enlarger or Blurring(), target=target_of, **(RECORD | {"tile_px": 40, "overlap_px": 4} | fields))(
-        Job(source, target)
-    )
+    return UpscaleFile(pieces=pieces(enlarger), target=target_of, **(RECORD | fields))(Job(source, target))
 
 
 def upscale_slide(source: Path, target: Path, enlarger=None, *, scale=None, mpp=None, source_mpp=None, wishes=None, device="cpu", **fields):
     """Enlarge one slide."""
     target_of = Enlargement(scale=scale, mpp=mpp, source_mpp=source_mpp)
-    work = Enlarging(enlarger=enlarger or Blurring(), target=target_of, device=device)
     options = replace(OPTIONS, **({"tile_px": 40, "overlap_px": 4} | (wishes or {})))
+    tiles = pieces(enlarger, tile_px=options.tile_px, overlap_px=options.overlap_px)
+    work = Enlarging(pieces=tiles, target=target_of, device=device)
     return RestoreSlide(work=work, options=options, **(RECORD | fields))(Job(source, target))
 
 
@@ -118,7 +122,7 @@ def test_tiles_of_any_size_make_the_whole_image(height, width, scale, tile, over
     image = torch.rand(1, 3, height, width, generator=torch.Generator().manual_seed(0))
     out = target_size((height, width), scale=scale)
     once = Blurring().draw(image, Lattice.of(out), (height, width), out).clamp(0, 1)
-    assert torch.allclose(enlarged(Blurring(), image, out, tile_px=tile, overlap_px=overlap), once, atol=1e-5)
+    assert torch.allclose(enlarged(pieces(tile_px=tile, overlap_px=overlap), image, out), once, atol=1e-5)
 
 
 @pytest.mark.parametrize("suffix", [".png", ".tif", ".jpg"])
@@ -308,8 +312,8 @@ def test_memory_holds_a_row_of_tiles_and_grows_with_the_width_alone(tmp_path):
 
     def run_on(height, width, scale=2.0):
         source = open_slide(write_slide(tmp_path / f"{height}x{width}.tif", tissue_pixels(height, width), levels=1))
-        work = Enlarging(enlarger=Blurring(), target=Enlargement(scale=scale))
-        return work.run(source, replace(OPTIONS, tile_px=40, overlap_px=4)), source
+        work = Enlarging(pieces=pieces(), target=Enlargement(scale=scale))
+        return work.run(source, OPTIONS), source
 
     (small, _), (tall, source), (wide, _) = run_on(200, 100), run_on(800, 100), run_on(200, 400)
     assert small.memory_bytes == tall.memory_bytes
@@ -352,7 +356,7 @@ def test_the_time_of_a_pass_is_that_of_a_tile_of_this_slide(tmp_path):
 
     source = open_slide(write_slide(tmp_path / "in.tif", tissue_pixels(200, 160), mpp=0.5))
     for target in (Enlargement(scale=3.5), Enlargement(mpp=0.25)):
-        Enlarging(enlarger=Noting(), target=target).run(source, replace(OPTIONS, tile_px=40, overlap_px=4)).seconds_per_pass()
+        Enlarging(pieces=pieces(Noting()), target=target).run(source, OPTIONS).seconds_per_pass()
     assert sizes == [((40, 40), (112, 112))] * 2 + [((40, 40), (64, 64))] * 2
 
 
@@ -379,15 +383,15 @@ def test_tiles_travel_to_the_device(tmp_path):
             return torch.zeros(1, 3, *lattice.size)
 
     upscale_slide(source, tmp_path / "out.tif", Elsewhere(), scale=2, device="meta")
-    enlarged(Elsewhere(), torch.rand(1, 3, 9, 9), (18, 18), tile_px=40, overlap_px=4, device="meta")
+    enlarged(pieces(Elsewhere()), torch.rand(1, 3, 9, 9), (18, 18), device="meta")
     assert seen == ["meta", "meta"]
 
 
 def test_an_estimate_draws_nothing(tmp_path):
     source = write_slide(tmp_path / "in.tif", tissue_pixels(100, 130), mpp=0.5)
     enlarger = Blurring()
-    work = Enlarging(enlarger=enlarger, target=Enlargement(scale=2.7))
-    slide = RestoreSlide(work=work, options=replace(OPTIONS, tile_px=40, overlap_px=4), **RECORD)
+    work = Enlarging(pieces=pieces(enlarger), target=Enlargement(scale=2.7))
+    slide = RestoreSlide(work=work, options=OPTIONS, **RECORD)
     found = slide.estimate(source)
     assert enlarger.drawn == 0
     assert (found.width_px, found.height_px, found.tiles) == (351, 270, 4 * 5)
@@ -504,7 +508,7 @@ def test_weights_of_another_system_are_refused_by_name(tmp_path, run):
     weights = Path(cli.__file__).parent / "weights" / "mop-tiny"
     code, _, err = run(tmp_path / "in.png", "-o", tmp_path / "out.tif", "--scale", 2, model=weights)
     assert code == 2
-    assert "describes a MoPRestorer" in err
+    assert "holds a MoPRestorer, which does not enlarge" in err
 
 
 def test_a_dry_run_tells_the_new_size(tmp_path, run):

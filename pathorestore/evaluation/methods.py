@@ -5,7 +5,7 @@ from collections import defaultdict
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
@@ -15,13 +15,11 @@ from pathorestore.evaluation.cases import DEGRADED, Case, CaseKey, Cases, Simula
 from pathorestore.metrics.fidelity import psnr
 from pathorestore.pipelines.batch import PlanError
 from pathorestore.pipelines.classical import KnownWiener, UnsharpMask, unsharp_tries, wiener_tries
+from pathorestore.pipelines.enlarge import Pieces, enlarged
 from pathorestore.pipelines.image_file import read_image_file
 from pathorestore.pipelines.raster import ImageFileError
 from pathorestore.pipelines.restorer import Progress, Restorer, silent
 from pathorestore.pipelines.trust import RiskMap, local_error
-
-if TYPE_CHECKING:
-    from pathorestore.pipelines.iste import ISTE
 
 _RISK_POINTS = 400  # of an image; neighbours are alike, as errors are taken over a window
 UNSHARP, WIENER, CLEAN = "unsharp mask", "Wiener, PSF known", "clean"
@@ -119,19 +117,16 @@ class Restored:
 
 
 class Upscaled:
-    """An upscaler at work on the small images. identity: of its weights and settings."""
+    """An upscaler at work on the small images. identity: of its weights and settings. device: where its pieces are made."""
 
-    def __init__(self, name: str, system: "ISTE", *, identity: Any, tile_px: int, overlap_px: int):
-        self.name, self.system, self.identity = name, system, identity
-        self.tile_px, self.overlap_px = tile_px, overlap_px
+    def __init__(self, name: str, pieces: Pieces, *, identity: Any, device: str = "cpu"):
+        self.name, self.pieces, self.identity, self.device = name, pieces, identity, device
 
     def __call__(self, case: Case) -> Tensor:
         """Enlarge the small image."""
         if case.small is None:
             raise ValueError("only images that were made smaller can be enlarged; add --reduce")
-        size = (case.clean.shape[-2], case.clean.shape[-1])
-        device = next(self.system.parameters()).device
-        return self.system.upscale(case.small.to(device), out_size=size, tile_px=self.tile_px, overlap_px=self.overlap_px).cpu()
+        return enlarged(self.pieces, case.small, (case.clean.shape[-2], case.clean.shape[-1]), device=self.device)
 
 
 class Sharpened:

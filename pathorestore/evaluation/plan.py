@@ -19,10 +19,11 @@ from pathorestore.pipelines.batch import PlanError
 from pathorestore.pipelines.enlarge import Enlargement
 from pathorestore.pipelines.restorer import Progress, silent
 from pathorestore.pipelines.trust import DEFAULT_SEEDS, ready_risk_map
-from pathorestore.pipelines.upscale_file import UpscaleOptions, ready_upscaler
+from pathorestore.pipelines.upscalers import UpscaleOptions, is_generative, ready_upscaler
 from pathorestore.version import __version__
 
 if TYPE_CHECKING:
+    from pathorestore.diffusion.gaussian import SamplerName
     from pathorestore.evaluation.journal import Journal
 
 EMBEDDED = "default"
@@ -72,6 +73,7 @@ class EvaluateOptions:
     risk: bool = False
     risk_seeds: int = DEFAULT_SEEDS
     restore: RestoreOptions = field(default_factory=RestoreOptions)
+    sampler: "SamplerName | None" = None
 
     def __post_init__(self) -> None:
         tuned = {"unsharp", "wiener"} & set(self.baselines)
@@ -82,8 +84,8 @@ class EvaluateOptions:
             "--simulate and --reduce degrade in different ways; give one of them": self.simulate and self.reduce,
             "--degraded belongs to --clean; --simulate, --reduce and --manifest bring their own": self.degraded and (made or self.manifest),
             "--blur belongs to --reduce": self.blur != 1.0 and not self.reduce,
-            "--coarse and --risk are for restorers, and --reduce for upscalers, which have neither": self.reduce
-            and (self.coarse or self.risk),
+            "--risk is for restorers, and --reduce for upscalers": self.reduce and self.risk,
+            "--sampler is for generative upscalers; add --reduce": self.sampler and not self.reduce,
             "--facts belongs to --clean; a manifest has columns for what is known": self.facts and self.manifest,
             "--restored images are of one degraded image each, --simulate and --reduce make these anew; give files with --degraded": made
             and self.restored,
@@ -310,7 +312,7 @@ def _models(options: EvaluateOptions, cases: Cases, progress: Progress) -> list[
         raise ValueError("a model needs degraded images; name them with --degraded, or make them with --simulate")
     methods: list[Method] = []
     if options.reduce:
-        return [_upscaler(options, name, where) for name, where, _ in asked]
+        return [_upscaler(options, name, where, coarse_only=coarse_only) for name, where, coarse_only in asked]
     for name, where, coarse_only in asked:
         wishes = replace(
             options.restore,
@@ -328,15 +330,18 @@ def _models(options: EvaluateOptions, cases: Cases, progress: Progress) -> list[
     return methods
 
 
-def _upscaler(options: EvaluateOptions, name: str, where: str) -> Method:
+def _upscaler(options: EvaluateOptions, name: str, where: str, *, coarse_only: bool) -> Method:
     wishes = UpscaleOptions(
         target=Enlargement(scale=max(options.reduce)),
         model=None if where == EMBEDDED else where,
         device=options.restore.device,
+        coarse_only=coarse_only,
     )
+    if is_generative(wishes):  # the others have no steps and draw nothing
+        wishes = replace(wishes, steps=options.restore.steps, sampler=options.sampler, seed=options.restore.seed)
     ready = ready_upscaler(wishes)
-    identity = {"model": ready.system.model_id, "weights_sha256": ready.system.weights_sha256, **ready.parameters}
-    return Upscaled(name, ready.system, identity=identity, tile_px=wishes.tile_px, overlap_px=wishes.overlap_px)
+    identity = {"model": ready.model_id, "weights_sha256": ready.weights_sha256, **ready.parameters, "seed": wishes.seed}
+    return Upscaled(name, ready.pieces, identity=identity, device=ready.device)
 
 
 def _segmenter(options: EvaluateOptions) -> Any:

@@ -113,13 +113,13 @@ class BatchReport:
         return {"files": files, "summary": summary}
 
 
-def plan_outputs(inputs: Sequence[str | Path], output: str | Path) -> list[Job]:
+def plan_outputs(inputs: Sequence[str | Path], output: str | Path, *, mark: str = "") -> list[Job]:
     """Decide every output before the first file is read, in an order that depends on names only.
 
     One file becomes `output`, or `output/name` where output is a folder: an existing one, one written with a trailing slash, or a name
     without a suffix. A folder is searched for images by suffix, hidden files and folders, the output folder itself and pictures named like
     maps of ours (`DERIVED_SUFFIXES`) left out, and its tree is mirrored under `output`. Several inputs need a folder. Names are kept; a
-    suffix that cannot be written gets ".png" behind it, or ".tiff" if it is a slide's.
+    suffix that cannot be written gets ".png" behind it, or ".tiff" if it is a slide's. mark: put before the suffix of outputs in folders.
     A file that does not exist is planned all the same: it fails in the run, the others do not.
     Raises PlanError for an output that cannot be a folder or be written, two inputs with one output, an output that is an input, no image.
     """
@@ -135,7 +135,7 @@ def plan_outputs(inputs: Sequence[str | Path], output: str | Path) -> list[Job]:
             why = "the input is a folder" if len(paths) == 1 else "there are several inputs"
             raise PlanError(f"{why}, so the output must be a folder, but {target} is named like a file; try -o {target.with_suffix('')}/")
         check_folders(target)
-        jobs = [job for path in paths for job in _jobs_under(path, target)]
+        jobs = [job for path in paths for job in _jobs_under(path, target, mark)]
     jobs = list(dict.fromkeys(jobs))  # the same input named twice
     _check_collisions(jobs)
     return jobs
@@ -235,9 +235,9 @@ def names_folder(output: str | Path) -> bool:
     return path.is_dir() or str(output).endswith(("/", os.sep)) or not (path.suffix or path.exists())
 
 
-def _jobs_under(path: Path, target: Path) -> Iterator[Job]:
+def _jobs_under(path: Path, target: Path, mark: str) -> Iterator[Job]:
     if not path.is_dir():
-        yield Job(path, target / _output_name(path.name))
+        yield Job(path, target / _output_name(path.name, mark))
         return
     found = sorted(_images_under(path, target), key=lambda image: image.relative_to(path).parts)
     if not found:
@@ -246,7 +246,7 @@ def _jobs_under(path: Path, target: Path) -> Iterator[Job]:
         )
     for image in found:
         relative = image.relative_to(path)
-        yield Job(image, target / relative.parent / _output_name(relative.name))
+        yield Job(image, target / relative.parent / _output_name(relative.name, mark))
 
 
 def _images_under(folder: Path, target: Path) -> Iterator[Path]:
@@ -270,9 +270,17 @@ def writable(path: Path) -> Path:
     return path
 
 
-def _output_name(name: str) -> str:
+def _output_name(name: str, mark: str) -> str:
     suffix = Path(name).suffix.lower()
-    return name if suffix in WRITE_SUFFIXES else f"{name}.{'tiff' if suffix in SLIDE_SUFFIXES else 'png'}"
+    if suffix in WRITE_SUFFIXES:
+        return marked(name, mark)
+    return f"{name}{mark}.{'tiff' if suffix in SLIDE_SUFFIXES else 'png'}"
+
+
+def marked(name: str, mark: str) -> str:
+    """The name of a file with a mark before its suffix, if it does not bear it already."""
+    path = Path(name)
+    return name if not mark or path.stem.endswith(mark) else f"{path.stem}{mark}{path.suffix}"
 
 
 def check_folders(folder: Path) -> None:

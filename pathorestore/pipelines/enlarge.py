@@ -1,8 +1,10 @@
 """Larger images: how large, in which tiles, each output pixel made once."""
 
+import itertools
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from time import perf_counter
 from typing import Protocol
 
 import torch
@@ -20,8 +22,12 @@ Size = tuple[int, int]
 """Height and width in px."""
 
 
+def unheard() -> None:
+    """Whom nobody hears."""
+
+
 class Enlarger(Protocol):
-    """Draws the pixels of a larger image."""
+    """Draws any pixels of a larger image."""
 
     def draw(self, part: Tensor, lattice: Lattice, size: Size, out_size: Size) -> Tensor:
         """The pixels b 3 H W of a lattice over parts b 3 h w, in [0, 1], of images of `size` that become `out_size`; unclamped."""
@@ -44,11 +50,76 @@ class Cut:
     read: tuple[int, int]
     made: tuple[int, int]
 
-    def coordinates(self, length: int, out_length: int) -> Tensor:
-        """Where the made pixels lie on the read stretch, from -1 to 1, float64."""
+    def coordinates(self, length: int, out_length: int, *, beyond_px: int = 0) -> Tensor:
+        """Where the made pixels, and those up to beyond_px beside them, lie on the read stretch, from -1 to 1, float64."""
         start, stop = self.read
-        places = (torch.arange(*self.made, dtype=torch.float64) + 0.5) * (length / out_length)
+        first, last = self.worked(out_length, beyond_px=beyond_px)
+        places = (torch.arange(first, last, dtype=torch.float64) + 0.5) * (length / out_length)
         return 2 * (places - start) / (stop - start) - 1
+
+    def worked(self, out_length: int, *, beyond_px: int) -> tuple[int, int]:
+        """The made pixels with those up to beyond_px beside them."""
+        return max(0, self.made[0] - beyond_px), min(out_length, self.made[1] + beyond_px)
+
+
+Cuts = tuple[tuple[Cut, ...], tuple[Cut, ...]]
+"""Those of the rows and those of the columns of an image."""
+
+
+class Pieces(Protocol):
+    """A way to make a large image piece by piece; every pixel is made once."""
+
+    @property
+    def passes(self) -> int:
+        """How many a piece takes, for progress."""
+        ...
+
+    def cuts(self, size: Size, out_size: Size) -> Cuts:
+        """The pieces of an image of `size` that becomes `out_size`. Raises ValueError for settings that cannot be."""
+        ...
+
+    def make(self, part: Tensor, down: Cut, across: Cut, size: Size, out_size: Size, *, heard: Callable[[], None] = unheard) -> Tensor:
+        """What a piece makes of the part b 3 h w, in [0, 1], that it reads: b 3 H W, unclamped. heard: called after each pass."""
+        ...
+
+    def seconds_per_pass(self, down: Cut, across: Cut, device: str) -> float:
+        """How long a pass takes for such a piece, by doing it or part of it."""
+        ...
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class DrawnPieces:
+    """Tiles of at most tile_px, in pixels of the small image, that see overlap_px of their neighbours, see `cuts`."""
+
+    enlarger: Enlarger
+    tile_px: int = 64
+    overlap_px: int = 8
+    passes: int = 1
+
+    def cuts(self, size: Size, out_size: Size) -> Cuts:
+        """See `Pieces`."""
+        axes = zip(size, out_size, strict=True)
+        rows, columns = (tuple(cuts(length, out, tile_px=self.tile_px, overlap_px=self.overlap_px)) for length, out in axes)
+        return rows, columns
+
+    def make(self, part: Tensor, down: Cut, across: Cut, size: Size, out_size: Size, *, heard: Callable[[], None] = unheard) -> Tensor:
+        """See `Pieces`."""
+        lattice = Lattice(down.coordinates(size[0], out_size[0]), across.coordinates(size[1], out_size[1]))
+        made = self.enlarger.draw(part, lattice, size, out_size)
+        heard()
+        return made
+
+    def seconds_per_pass(self, down: Cut, across: Cut, device: str) -> float:
+        """See `Pieces`."""
+        read, made = (
+            (down.read[1] - down.read[0], across.read[1] - across.read[0]),
+            (down.made[1] - down.made[0], across.made[1] - across.made[0]),
+        )
+        tile, start = torch.full((1, 3, *read), 0.8, device=device), perf_counter()
+        for _ in range(2):  # the first is slower
+            start = perf_counter()
+            self.enlarger.draw(tile, Lattice.of(made), read, made)
+        return perf_counter() - start
 
 
 def cuts(length: int, out_length: int, *, tile_px: int, overlap_px: int) -> Iterator[Cut]:
@@ -77,31 +148,28 @@ def _first_behind(border: int, length: int, out_length: int) -> int:
 
 @torch.no_grad()
 def enlarged(
-    enlarger: Enlarger,
+    pieces: Pieces,
     image: Tensor,
     out_size: Size,
     *,
-    tile_px: int,
-    overlap_px: int,
     device: torch.device | str | None = None,
     progress: Progress = silent,
 ) -> Tensor:
-    """Images b 3 h w in [0, 1] drawn with out_size, tile by tile, clamped; memory beside them is bounded by the tile.
+    """Images b 3 h w in [0, 1] made of out_size, piece by piece, clamped; memory beside them is bounded by the piece.
 
-    device: where the enlarger is, if the images are elsewhere: tiles travel. Raises ValueError for a tile that is not finite.
+    device: where the pieces are made, if the images are elsewhere. progress: passes of pieces. Raises BadResult for what is not finite.
     """
     size = (image.shape[-2], image.shape[-1])
-    rows, columns = (list(cuts(length, out, tile_px=tile_px, overlap_px=overlap_px)) for length, out in zip(size, out_size, strict=True))
+    rows, columns = pieces.cuts(size, out_size)
     large = image.new_empty(len(image), 3, *out_size, dtype=torch.float32)
-    tiles = [(row, column) for row in rows for column in columns]
-    for done, (row, column) in enumerate(tiles, start=1):
+    places = [(row, column) for row in rows for column in columns]
+    count, total = itertools.count(1), len(places) * pieces.passes
+    for row, column in places:
         part = image[..., slice(*row.read), slice(*column.read)].float().to(device or image.device)
-        lattice = Lattice(row.coordinates(size[0], out_size[0]), column.coordinates(size[1], out_size[1]))
-        made = enlarger.draw(part, lattice, size, out_size).to(large.device)
+        made = pieces.make(part, row, column, size, out_size, heard=lambda: progress(next(count), total)).to(large.device)
         if not bool(made.isfinite().all()):
             raise BadResult(f"the model gave values that are not finite for the tile at x={column.read[0]}, y={row.read[0]}")
         large[..., slice(*row.made), slice(*column.made)] = made
-        progress(done, len(tiles))
     return large.clamp_(0, 1)
 
 

@@ -7,15 +7,14 @@ follows DiffBIR (Lin et al., ECCV 2024), which it adapts.
 import math
 import os
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Self, cast
+from typing import Self
 
 import torch
 from torch import Tensor, nn
 
 from pathorestore.degradations.resize import resized
 from pathorestore.functional.noise import NoiseField
-from pathorestore.hub import ModelCard, Pretrained, load_parts, load_settings, locate, save_parts, weights_sha256
+from pathorestore.hub import ModelCard, Pretrained, load_parts, load_settings, locate, model_name, save_parts, weights_sha256
 from pathorestore.image import check_image
 from pathorestore.models.autoencoder import AutoencoderConfig, LatentAutoencoder
 from pathorestore.models.controlled import ControlNet, LatentUNet, LatentUNetConfig
@@ -142,7 +141,7 @@ class HistoDiffusion(nn.Module):
         """Images b 3 h w in [0, 1], made `scale` times as large (rounded) or of `out_size` (height, width); clamped.
 
         Each image is as it would be alone. progress: steps of the sampler. Raises ValueError for anything but one of scale and out_size,
-        for sizes below 1 px, and beyond 16 times.
+        for sizes below 1 px, and beyond 16 times; BadResult for values that are not finite.
         """
         enlarged, wanted = self._enlarged(image, scale=scale, out_size=out_size)
         large, total = [], len(image) * self.settings.steps
@@ -152,14 +151,17 @@ class HistoDiffusion(nn.Module):
             def step(done: int, steps: int, *, before: int = index) -> None:
                 progress(before * steps + done, total)
 
-            large.append(self._brought_back(self.region(enlarged[index : index + 1], seed=seed, progress=step), wanted))
+            made = self.region(enlarged[index : index + 1], seed=seed, progress=step)
+            if not bool(made.isfinite().all()):
+                raise BadResult(f"the model gave values that are not finite for image {index} of {len(image)}")
+            large.append(self._brought_back(made, wanted))
         return torch.cat(large)
 
     @torch.no_grad()
     def coarse(self, image: Tensor, *, scale: float | None = None, out_size: Size | None = None) -> Tensor:
         """What the restoration module alone makes of images; sizes and errors as for `upscale`."""
         enlarged, wanted = self._enlarged(image, scale=scale, out_size=out_size)
-        return torch.cat([self._brought_back(self._coarse(one[None]).clamp(0, 1), wanted) for one in enlarged])
+        return torch.cat([self._brought_back(self.coarse_region(one[None]), wanted) for one in enlarged])
 
     @torch.no_grad()
     def region(self, part: Tensor, *, origin_px: tuple[int, int] = (0, 0), seed: int = 0, progress: Progress = silent) -> Tensor:
@@ -171,10 +173,13 @@ class HistoDiffusion(nn.Module):
         """
         if any(place % self.grid_px for place in origin_px):
             raise ValueError(f"origin_px={origin_px} must be multiples of {self.grid_px}, where tiles and noise of the whole image lie")
-        made = cast(Tensor, self.sampler(self._coarse(part), noise=NoiseField(seed, (origin_px,)), progress=progress))
-        if not bool(made.isfinite().all()):
-            raise BadResult(f"the model gave values that are not finite for the part at x={origin_px[1]}, y={origin_px[0]}")
+        made: Tensor = self.sampler(self._coarse(part), noise=NoiseField(seed, (origin_px,)), progress=progress)
         return made.clamp(0, 1)
+
+    @torch.no_grad()
+    def coarse_region(self, part: Tensor) -> Tensor:
+        """What the restoration module alone makes of a part; clamped."""
+        return self._coarse(part).clamp(0, 1)
 
     def save_pretrained(self, folder: str | os.PathLike[str], *, card: ModelCard | None = None, dtype: torch.dtype | None = None) -> None:
         """Write one sub-folder per part, and the settings. dtype: storage type of the weights, such as torch.float16."""
@@ -191,8 +196,7 @@ class HistoDiffusion(nn.Module):
         parts = load_parts(folder, _PARTS, system=_SYSTEM)
         settings = load_settings(folder, SamplingSettings, system=_SYSTEM)
         sampler = ControlledSampler(parts["autoencoder"], parts["unet"], parts["control"], settings)
-        given = Path(folder_or_repo_id)
-        model_id = given.resolve().name if given.exists() else str(folder_or_repo_id)
+        model_id = model_name(folder_or_repo_id)
         return cls(parts.get("restoration", nn.Identity()), sampler, model_id=model_id, weights_hash=weights_sha256(folder)).eval()
 
     @property

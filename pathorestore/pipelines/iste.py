@@ -8,13 +8,13 @@ from typing import Self, cast
 import torch
 from torch import Tensor, nn
 
-from pathorestore.hub import ModelCard, Pretrained, WeightsError, load_parts, load_settings, locate, save_parts, weights_sha256
+from pathorestore.hub import ModelCard, Pretrained, WeightsError, load_parts, load_settings, locate, model_name, save_parts, weights_sha256
 from pathorestore.image import check_image
 from pathorestore.models.implicit_decoders import LIIFDecoder, LTEDecoder
 from pathorestore.models.iste import Search, TextureDecoder, TextureDecoderConfig, rendering_footprint
 from pathorestore.models.swinir import SwinIR, SwinIRConfig
 from pathorestore.nn.implicit import Lattice
-from pathorestore.pipelines.enlarge import Size, enlarged, target_size
+from pathorestore.pipelines.enlarge import DrawnPieces, Size, enlarged, target_size
 from pathorestore.pipelines.restorer import Progress, silent
 
 _SYSTEM = "ISTE"
@@ -97,7 +97,7 @@ class ISTE(nn.Module):
         check_image(image)
         size = (image.shape[-2], image.shape[-1])
         wanted = target_size(size, scale=scale, out_size=out_size)
-        return enlarged(self, image, wanted, tile_px=tile_px, overlap_px=overlap_px, progress=progress)
+        return enlarged(DrawnPieces(enlarger=self, tile_px=tile_px, overlap_px=overlap_px), image, wanted, progress=progress)
 
     @torch.no_grad()
     def draw(self, part: Tensor, lattice: Lattice, size: Size, out_size: Size) -> Tensor:
@@ -119,8 +119,7 @@ class ISTE(nn.Module):
         """Load from a folder written by `save_pretrained`, or from a hub repository at a pinned revision; in evaluation mode."""
         folder = locate(folder_or_repo_id, revision=revision)
         parts = load_parts(folder, _PARTS, system=_SYSTEM)
-        given = Path(folder_or_repo_id)
-        model_id = given.resolve().name if given.exists() else str(folder_or_repo_id)
+        model_id = model_name(folder_or_repo_id)
         decoders = [name for name in parts if name in _DECODERS]
         if "encoder" not in parts or len(decoders) != 1:
             raise WeightsError(f"{folder} holds {', '.join(parts) or 'no part'}; expected an encoder and one of {', '.join(_DECODERS)}")

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from pathorestore.diffusion.resshift import ResShift
 from pathorestore.functional.noise import NoiseField
-from pathorestore.hub import ModelCard, Pretrained, load_parts, load_settings, locate, save_parts, upload, weights_sha256
+from pathorestore.hub import ModelCard, Pretrained, load_parts, load_settings, locate, model_name, save_parts, upload, weights_sha256
 from pathorestore.image import check_image, pad_to, round_up
 from pathorestore.models.defocus import DefocusEstimator
 from pathorestore.models.encoders import PathologyEncoder, TinyEncoder
@@ -165,9 +165,7 @@ class MoPRestorer(nn.Module):
             cast(EdgePrompt, parts["edge"]),
             cast(OpticsPrompt | NoOptics, parts.get("optics", NoOptics())),
         )
-        # a hub snapshot's folder is named after its commit, which says less than the repository's name
-        given = Path(folder_or_repo_id)
-        model_id = given.resolve().name if given.exists() else str(folder_or_repo_id)
+        model_id = model_name(folder_or_repo_id)
         fine: Refiner = KeepCoarse()
         if "fine" in parts:
             fine = DiffusionRefiner(cast(PDiffusion, parts["fine"]), load_settings(folder, FineSettings, system=_SYSTEM), space)

@@ -14,6 +14,10 @@ from pathorestore.pipelines.raster import ImageFileError, sniff
 
 RESTORED_NOTICE = "AI-restored, not for primary diagnosis"
 ENLARGED_NOTICE = "AI-enlarged, not for primary diagnosis"
+GENERATED_MARK = ".generated"
+"""In the names that are suggested for files with generated detail, before the suffix."""
+
+GENERATED_NOTICE = "AI-generated detail, not for diagnosis"
 SIMULATED_NOTICE = "simulated from another image, not for diagnosis"
 
 PNG_KEYWORD = "pathorestore"

@@ -26,7 +26,6 @@ from pathorestore.pipelines.tiff_file import encode_tiff
 if TYPE_CHECKING:
     from PIL.Image import Image
 
-RISK_NOTICE = "expected error of an AI-restored image in grey levels of 255, calibrated on simulated defocus; not for diagnosis"
 OVERLAY_TOP_LEVELS = 20.0  # the same for every image, so that pictures can be compared
 _RISK_SUFFIXES = (".risk.tiff", ".risk.png")
 STORED_PER_LEVEL = 256  # whole numbers of 16 bits, so that every reader of TIFF knows them
@@ -68,7 +67,7 @@ def risk_beside(
     So whoever finds the image finds them too. If anything fails, both are as they were before, see `all_or_as_before`. Both hold the record
     of the image with another notice. Raises as `write_image_file`.
     """
-    told = replace(provenance, notice=RISK_NOTICE, parameters={**provenance.parameters, "risk_stored_per_level": STORED_PER_LEVEL})
+    told = replace(provenance, parameters={**provenance.parameters, "risk_stored_per_level": STORED_PER_LEVEL})
     paths = risk_paths(output)
     overlay = Raster(pixels=overlay_picture(risk, restored), pixel_um=like.pixel_um)
     numbers = Raster(pixels=risk_pixels(risk), pixel_um=like.pixel_um)

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from pathorestore.pipelines.assemble import ReadyRestorer, RestoreOptions
 
 DEFAULT_SEEDS = 3
+RISK_NOTICE = "expected error of an AI-restored image in grey levels of 255, calibrated on simulated defocus; not for diagnosis"
 _LEVELS = 255.0
 _OVERLAP_SHARE, _HALO_SHARE = 4, 16  # of a tile: 64 and 16 px of 256
 _RIM_PX = 32  # with 256 px a length that Fourier transforms like; at 3.2 um and NA 0.75 a blur disc has a radius of 15 px
@@ -141,6 +142,8 @@ class RiskMap:
     Raises ValueError where the model needs a spread and seeds is below 2.
     """
 
+    notice = RISK_NOTICE
+
     def __init__(self, system: StagedRestorer, model: RiskModel, *, seeds: int = DEFAULT_SEEDS, **signals: Any):
         if model.needs_spread and seeds < 2:
             raise ValueError(f"seeds={seeds} gives no spread, which this model of risk was calibrated with; take at least 2")
@@ -159,6 +162,10 @@ class RiskMap:
             restored = TiledRestorer(self.system, tile_px=self.signals.tile_px, device=self.signals.device).restore(degraded, seed=seed)
         signals = self.signals.of(degraded, restored, seed=seed)
         return TrustMaps(self.model.expected_error(signals), *signals)
+
+    def expected_error(self, before: Tensor, after: Tensor, *, seed: int = 0) -> Tensor:
+        """The risk alone of images that the system made `after` of."""
+        return self.of(before, after, seed=seed).risk
 
 
 def ready_risk_map(

@@ -1,18 +1,16 @@
 """Slides made larger, row of tiles by row of tiles; each pixel of the output is made once, whatever the scale."""
 
 import hashlib
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
-from time import perf_counter
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from pathorestore.nn.implicit import Lattice
 from pathorestore.pipelines.batch import BadResult
-from pathorestore.pipelines.enlarge import BicubicEnlarger, Cut, Enlargement, Enlarger, Size, cuts, target_size
+from pathorestore.pipelines.enlarge import BicubicEnlarger, Cut, DrawnPieces, Enlargement, Pieces, Size, target_size, unheard
 from pathorestore.pipelines.provenance import ENLARGED_NOTICE, Parameter
 from pathorestore.pipelines.raster import ImageFileError
 from pathorestore.slide.events import Event
@@ -26,15 +24,15 @@ from pathorestore.slide.work import Cells, Hearing, SlideOptions
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Enlarging:
-    """The work of an enlarger, which is on `device`. target: how large slides become."""
+    """The work of what makes pieces, which is on `device`. target: how large slides become."""
 
-    enlarger: Enlarger
+    pieces: Pieces
     target: Enlargement
     device: str = "cpu"
     notice: str = ENLARGED_NOTICE
     mpp_option: str = "--source-mpp"
     done: str = "enlarged"
-    _seconds: dict[tuple[Size, Size], float] = field(default_factory=dict)
+    _seconds: dict[tuple[Cut, Cut], float] = field(default_factory=dict)
 
     def run(self, source: SlideSource, options: SlideOptions) -> "EnlargingRun":
         """The work on an open slide. Raises ImageFileError for a size that cannot be, ValueError for tiles that cannot be."""
@@ -46,10 +44,7 @@ class Enlarging:
                 f"would become {out_size[1]} x {out_size[0]} px, above the limit of {options.max_pixels:,}; take a smaller scale, or allow "
                 "it with --max-pixels"
             )
-        rows, columns = (
-            tuple(cuts(length, out, tile_px=options.tile_px, overlap_px=options.overlap_px))
-            for length, out in zip(size, out_size, strict=True)
-        )
+        rows, columns = self.pieces.cuts(size, out_size)
         overview = None if options.all_tiles else source.overview()
         glass = None if overview is None else glass_colour(overview.whole)
         mask = np.ones((len(rows), len(columns)), bool)
@@ -58,20 +53,16 @@ class Enlarging:
             mask = tissue_in(overview.part, glass, size, stretches[0], stretches[1])
         return EnlargingRun(work=self, source=source, options=options, size=size, out_size=out_size, rows=rows, columns=columns, mask=mask)
 
-    def seconds_per_pass(self, read: Size, made: Size) -> float:
-        """Of a tile that reads so many pixels and makes so many."""
-        if (read, made) not in self._seconds:
-            tile, start = torch.full((1, 3, *read), 0.8, device=self.device), perf_counter()
-            for _ in range(2):  # the first is slower
-                start = perf_counter()
-                self.enlarger.draw(tile, Lattice.of(made), read, made)
-            self._seconds[read, made] = perf_counter() - start
-        return self._seconds[read, made]
+    def seconds_per_pass(self, down: Cut, across: Cut) -> float:
+        """Of such a tile; remembered."""
+        if (down, across) not in self._seconds:
+            self._seconds[down, across] = self.pieces.seconds_per_pass(down, across, self.device)
+        return self._seconds[down, across]
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class EnlargingRun:
-    """The work of an enlarger on one slide, see `SlideRun`. size, out_size: of slide and output. mask: tiles that show tissue."""
+    """The work on one slide, see `SlideRun`. size, out_size: of slide and output. mask: tiles that show tissue."""
 
     work: Enlarging
     source: SlideSource
@@ -99,15 +90,16 @@ class EnlargingRun:
 
     @property
     def all_passes(self) -> int:
-        """Tiles."""
-        return self.mask.size
+        """Of all tiles."""
+        return self.mask.size * self.work.pieces.passes
 
     @property
     def memory_bytes(self) -> int:
         """Of the source a row of tiles and a strip read ahead, of the output a row of tiles and two of output tiles being encoded."""
         pixel = 3 * self.source.facts.dtype.itemsize
         highest = max(cut.made[1] - cut.made[0] for cut in self.rows)
-        of_source = self.size[1] * (self.options.tile_px + 3 * self.source.facts.stored_tile_px[0]) * pixel
+        read = max(cut.read[1] - cut.read[0] for cut in self.rows)
+        of_source = self.size[1] * (read + 3 * self.source.facts.stored_tile_px[0]) * pixel
         return of_source + self.width_px * 6 * (2 * highest + 3 * OUT_TILE_PX)
 
     @cached_property
@@ -130,8 +122,8 @@ class EnlargingRun:
         }
 
     def passes(self, start_px: int = 0) -> int:
-        """Tiles that show tissue."""
-        return int(self.mask[self.first_row(start_px) :].sum())
+        """Of tiles that show tissue."""
+        return int(self.mask[self.first_row(start_px) :].sum()) * self.work.pieces.passes
 
     def first_row(self, start_px: int) -> int:
         """The row of tiles that makes a row of the output."""
@@ -145,9 +137,7 @@ class EnlargingRun:
 
     def seconds_per_pass(self) -> float:
         """Of a tile in the middle of the slide."""
-        down, across = self.rows[len(self.rows) // 2], self.columns[len(self.columns) // 2]
-        read, made = ((_length(down.read), _length(across.read)), (_length(down.made), _length(across.made)))
-        return self.work.seconds_per_pass(read, made)
+        return self.work.seconds_per_pass(self.rows[len(self.rows) // 2], self.columns[len(self.columns) // 2])
 
     def box(self, event: Event) -> tuple[Size, Size]:
         """Of a piece of the slide that cannot be decoded, else of what a tile makes; on the output."""
@@ -160,10 +150,6 @@ class EnlargingRun:
 
     def _on_output(self, corner: Size) -> Size:
         return round(corner[0] * self.height_px / self.size[0]), round(corner[1] * self.width_px / self.size[1])
-
-
-def _length(stretch: tuple[int, int]) -> int:
-    return stretch[1] - stretch[0]
 
 
 class EnlargedStream:
@@ -191,8 +177,7 @@ class EnlargedStream:
         (y, bottom), (x, right) = down.read, across.read
         part = image_of(self.source.window.cut(y, x, bottom - y, right - x))
         if active:
-            made = self._by(self.run.work.enlarger, part.to(self.run.work.device), down, across)
-            self.hearing.passes(1)
+            made = self._by(self.run.work.pieces, part.to(self.run.work.device), down, across, heard=lambda: self.hearing.passes(1))
             if bool(made.isfinite().all()):
                 return self._stored(made)
             if self.run.options.on_bad_tile == "fail":
@@ -201,13 +186,11 @@ class EnlargedStream:
                     "marks the place"
                 )
             self.hearing.event(Event("not finite", y, x))
-        return self._stored(self._by(BicubicEnlarger(), part, down, across))
+        return self._stored(self._by(DrawnPieces(enlarger=BicubicEnlarger()), part, down, across))
 
     @torch.no_grad()
-    def _by(self, enlarger: Enlarger, part: torch.Tensor, down: Cut, across: Cut) -> torch.Tensor:
-        size, out_size = self.run.size, self.run.out_size
-        lattice = Lattice(down.coordinates(size[0], out_size[0]), across.coordinates(size[1], out_size[1]))
-        return enlarger.draw(part, lattice, size, out_size)
+    def _by(self, pieces: Pieces, part: torch.Tensor, down: Cut, across: Cut, *, heard: Callable[[], None] = unheard) -> torch.Tensor:
+        return pieces.make(part, down, across, self.run.size, self.run.out_size, heard=heard)
 
     def _stored(self, made: torch.Tensor) -> Pixels:
         stored: Pixels = self.levels.encode(made)[0]

@@ -1,0 +1,173 @@
+"""From the wishes of a user to an upscaler that is ready: which system, how it works, on which device, in which pieces."""
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from pathorestore.image import round_up
+from pathorestore.pipelines.compute import DEVICES, choose_device
+from pathorestore.pipelines.enlarge import DrawnPieces, Enlargement, Pieces
+from pathorestore.pipelines.provenance import ENLARGED_NOTICE, GENERATED_NOTICE, Parameter
+
+if TYPE_CHECKING:
+    from pathorestore.diffusion.gaussian import SamplerName
+    from pathorestore.pipelines.histo_diffusion import HistoDiffusion
+
+DEFAULT_UPSCALER = "iste-tiny"
+LEAST_OVERLAP_PX = 4
+_ISTE, _HISTO_DIFFUSION = "ISTE", "HistoDiffusion"
+
+
+@dataclass(frozen=True, kw_only=True)
+class UpscaleOptions:
+    """Wishes for an enlargement; the names in messages are those of the command line.
+
+    target: how large. model: embedded name, folder or hub repository, None for the default. revision: commit hash or tag of a repository.
+    tile_px, overlap_px: of the tiles, in pixels of the input, of generative models of the output; None for what suits the model. device:
+    "auto", "cpu" or "cuda". The others are for generative models. coarse_only: their first stage alone, which generates nothing. steps,
+    sampler: of the second, None for what the weights were made for. seed: of its noise.
+    """
+
+    target: Enlargement
+    model: str | None = None
+    revision: str | None = None
+    tile_px: int | None = None
+    overlap_px: int | None = None
+    device: str = "auto"
+    coarse_only: bool = False
+    steps: int | None = None
+    sampler: "SamplerName | None" = None
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        if self.device not in DEVICES:
+            raise ValueError(f"--device {self.device}; expected one of {DEVICES}")
+        if self.revision is not None and self.model is None:
+            raise ValueError("--revision belongs to a hub repository; name it with --model owner/name")
+        if self.coarse_only and (self.steps is not None or self.sampler is not None):
+            raise ValueError("--steps and --sampler belong to the second stage, which --coarse-only leaves out; give one of them")
+        if self.steps is not None and self.steps < 1:
+            raise ValueError(f"--steps {self.steps} must be at least 1")
+        if self.seed < 0:
+            raise ValueError(f"--seed {self.seed} must not be negative")
+
+    def for_generative(self) -> list[str]:
+        """Those of the wishes that only a generative model can have, as on the command line."""
+        wishes = {"--coarse-only": self.coarse_only, "--steps": self.steps, "--sampler": self.sampler, "--seed": self.seed}
+        return [name for name, wish in wishes.items() if wish]
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class ReadyUpscaler:
+    """A way to make pieces on a device, with what a provenance record says about it.
+
+    tile_px, overlap_px: as they were chosen. notice: what a viewer must know. generative: whether detail is drawn from noise.
+    """
+
+    pieces: Pieces
+    device: str
+    model_id: str
+    weights_sha256: str
+    tile_px: int
+    overlap_px: int
+    parameters: dict[str, Parameter]
+    generative: bool
+
+    @property
+    def notice(self) -> str:
+        """What a viewer of the output must know."""
+        return GENERATED_NOTICE if self.generative else ENLARGED_NOTICE
+
+
+def is_generative(options: UpscaleOptions) -> bool:
+    """Whether outputs will hold generated detail, told before any weights are read. Raises ValueError or OSError as `ready_upscaler`."""
+    return _system(options)[0] == _HISTO_DIFFUSION and not options.coarse_only
+
+
+def ready_upscaler(options: UpscaleOptions) -> ReadyUpscaler:
+    """Load and move to the device. Raises ValueError or OSError for weights or wishes that cannot be used, or a missing device."""
+    device = choose_device(options.device)
+    system, _ = _system(options)
+    return _MAKERS[system](options, device)
+
+
+def _system(options: UpscaleOptions) -> tuple[str, Path]:
+    from pathorestore.hub import WeightsError, locate, stored_system
+
+    folder = locate(options.model or DEFAULT_UPSCALER, revision=options.revision)
+    system = stored_system(folder)
+    if system not in _MAKERS:
+        raise WeightsError(f"{folder} holds a {system}, which does not enlarge; expected one of {', '.join(_MAKERS)}")
+    return system, folder
+
+
+def _iste(options: UpscaleOptions, device: str) -> ReadyUpscaler:
+    from pathorestore.pipelines.iste import ISTE
+
+    if refused := options.for_generative():
+        raise ValueError(f"{', '.join(refused)}: only for generative models, such as --model histo-diffusion-tiny; this one draws nothing")
+    tile, overlap = _chosen(options.tile_px, 64), _chosen(options.overlap_px, 8)
+    if not 16 <= tile <= 512:
+        raise ValueError(f"--tile {tile} must lie in 16..512 px of the input; it also bounds where textures are looked for")
+    if not LEAST_OVERLAP_PX <= overlap < tile / 2:
+        raise ValueError(
+            f"--overlap {overlap} must lie in {LEAST_OVERLAP_PX}..{(tile - 1) // 2}, below half of --tile {tile}; with less, the borders "
+            "of tiles show"
+        )
+    system = ISTE.from_pretrained(options.model or DEFAULT_UPSCALER, revision=options.revision).to(device)
+    return ReadyUpscaler(
+        pieces=DrawnPieces(enlarger=system, tile_px=tile, overlap_px=overlap),
+        device=device,
+        model_id=system.model_id,
+        weights_sha256=system.weights_sha256,
+        tile_px=tile,
+        overlap_px=overlap,
+        parameters={"tile_px": tile, "overlap_px": overlap, "max_keys": system.search.max_keys, "device": device},
+        generative=False,
+    )
+
+
+def _histo_diffusion(options: UpscaleOptions, device: str) -> ReadyUpscaler:
+    from pathorestore.pipelines.generate import GeneratedPieces
+    from pathorestore.pipelines.histo_diffusion import HistoDiffusion
+
+    assert options.model is not None
+    system = _as_wished(HistoDiffusion.from_pretrained(options.model, revision=options.revision), options).to(device)
+    settings, grid = system.settings, system.grid_px
+    tile = _chosen(options.tile_px, round_up(max(1024, 2 * settings.tile_px), grid))
+    overlap = _chosen(options.overlap_px, round_up(3 * settings.tile_px // 2, grid))  # beyond that regions agree
+    pieces = GeneratedPieces(system=system, tile_px=tile, overlap_px=overlap, seed=options.seed, coarse_only=options.coarse_only)
+    sampling: dict[str, Parameter] = {"steps": settings.steps, "sampler": settings.sampler, "start": settings.start}
+    return ReadyUpscaler(
+        pieces=pieces,
+        device=device,
+        model_id=system.model_id,
+        weights_sha256=system.weights_sha256,
+        tile_px=tile,
+        overlap_px=overlap,
+        parameters={
+            "tile_px": tile,
+            "overlap_px": overlap,
+            "generative": not options.coarse_only,
+            **({} if options.coarse_only else sampling),
+            "device": device,
+        },
+        generative=not options.coarse_only,
+    )
+
+
+def _chosen(wish: int | None, default: int) -> int:
+    return default if wish is None else wish
+
+
+def _as_wished(system: "HistoDiffusion", options: UpscaleOptions) -> "HistoDiffusion":
+    settings = system.settings
+    try:
+        settings = replace(settings, steps=_chosen(options.steps, settings.steps), sampler=options.sampler or settings.sampler)
+    except ValueError as error:
+        raise ValueError(f"--steps or --sampler: {error}") from None
+    return system.with_settings(settings)
+
+
+_MAKERS: dict[str, Callable[[UpscaleOptions, str], ReadyUpscaler]] = {_ISTE: _iste, _HISTO_DIFFUSION: _histo_diffusion}
