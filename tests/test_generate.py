@@ -3,6 +3,7 @@
 import json
 import shutil
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -355,3 +356,24 @@ def test_weights_without_a_model_of_risk_say_what_to_do(tmp_path, run):
     code, _, err = run(tmp_path / "in.png", "-o", tmp_path / "out.generated.png", "--scale", 2, "--risk-map")
     assert code == 2
     assert "holds no risk.json" in err
+
+
+def test_the_calibration_writes_a_model_that_the_command_takes(tmp_path, run, folder, monkeypatch, capsys):
+    monkeypatch.syspath_prepend(str(Path(__file__).parent.parent / "benchmarks"))
+    import calibrate_enlargement_risk
+
+    weights = shutil.copytree(folder, tmp_path / "weights")
+    for name in ("train", "val"):
+        (tmp_path / name).mkdir()
+        for index in range(2):
+            Image.fromarray(tissue_pixels(70, 90)[:, index:]).save(tmp_path / name / f"{index}.png")
+    words = f"--train {tmp_path}/train --val {tmp_path}/val --model {weights} --seeds 2 --json {tmp_path}/told.json --save {weights}"
+    calibrate_enlargement_risk.main(words.split())
+    told = json.loads((tmp_path / "told.json").read_text())
+    assert told["results"]["images"] == 2
+    assert -1 <= told["results"]["signals"]["risk"]["spearman_pooled"] <= 1
+    assert told["run"]["steps"] == 2
+    Image.fromarray(tissue_pixels(30, 30)).save(tmp_path / "in.png")
+    capsys.readouterr()
+    assert run(tmp_path / "in.png", "-o", f"{tmp_path}/out/", "--scale", 2, "--risk-map", model=weights)[0] == 0
+    assert "in.generated.risk.tiff" in files_in(tmp_path / "out")
