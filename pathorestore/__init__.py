@@ -39,7 +39,7 @@ if TYPE_CHECKING:
     )
     from pathorestore.models.swinir import SwinIR as SwinIR, SwinIRConfig as SwinIRConfig
     from pathorestore.pipelines.controlled import SamplingSettings as SamplingSettings
-    from pathorestore.pipelines.histo_diffusion import HistoDiffusion as HistoDiffusion
+    from pathorestore.pipelines.histo_diffusion import HistoDiffusion as HistoDiffusion, HistoDiffusionConfig as HistoDiffusionConfig
     from pathorestore.pipelines.iste import ISTE as ISTE, ISTEConfig as ISTEConfig
     from pathorestore.pipelines.mop import MoPRestorer as MoPRestorer
     from pathorestore.pipelines.refine import DiffusionRefiner as DiffusionRefiner, FineSettings as FineSettings, KeepCoarse as KeepCoarse
@@ -53,6 +53,7 @@ _HOMES = {
     "EdgePrompt": "models.prompts",
     "EdgePromptConfig": "models.prompts",
     "HistoDiffusion": "pipelines.histo_diffusion",
+    "HistoDiffusionConfig": "pipelines.histo_diffusion",
     "ISTE": "pipelines.iste",
     "ISTEConfig": "pipelines.iste",
     "ImplicitDecoderConfig": "models.implicit_decoders",
