@@ -39,7 +39,7 @@ def made(kind, seed=0, **changes):
         AutoencoderStage: lambda: AutoencoderStage(autoencoder, seed=seed, **changes),
         LatentUNetStage: lambda: LatentUNetStage(unet, autoencoder, settings=NANO.settings, seed=seed, **changes),
         ControlStage: lambda: ControlStage(
-            ControlNet.from_unet(unet), unet, autoencoder, restoration, recipe=LIGHT, settings=NANO.settings
+            ControlNet.from_unet(unet), unet, autoencoder, restoration, recipe=LIGHT, settings=NANO.settings, seed=seed, **changes
         ),
     }[kind]()
     stage.log = lambda *_, **__: None
@@ -148,7 +148,7 @@ def test_the_u_net_sees_samples_of_latents_noised_to_steps_of_the_whole_process(
     assert torch.allclose(told["mse_50"], noise.square().flatten(1).mean(dim=1))
 
 
-@pytest.mark.parametrize("kind", [RestorationModuleStage, AutoencoderStage, LatentUNetStage])
+@pytest.mark.parametrize("kind", [RestorationModuleStage, AutoencoderStage, LatentUNetStage, ControlStage])
 def test_another_seed_is_another_run(kind):
     with torch.no_grad():
         assert not torch.equal(made(kind).eval().training_step(batch(), 0), made(kind, seed=1).eval().training_step(batch(), 0))

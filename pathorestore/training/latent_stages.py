@@ -1,7 +1,7 @@
 """The stages of Histo-Diffusion: restoration module, autoencoder, latent U-Net, and the branch that controls it."""
 
 from dataclasses import replace
-from typing import cast
+from typing import Any, cast
 
 import torch
 import torch.nn.functional as F
@@ -210,7 +210,8 @@ class ControlStage(LatentUNetStage):
     """Stage 2 of Histo-Diffusion: the control branch learns to predict noise given the latent of the restored image (arXiv 2408.15218).
 
     The condition is the mode of the latent; restoration module, autoencoder and, unless train_unet, the U-Net are frozen. A U-Net that is
-    trained too learns faster where there is no pretrained prior to keep. Validation also enlarges whole images.
+    trained too learns faster where there is no pretrained prior to keep. Validation also enlarges whole images. training:
+    optimizer, schedule and seed, as for `LatentUNetStage`.
     """
 
     trained: tuple[str, ...] = ("control",)
@@ -226,9 +227,9 @@ class ControlStage(LatentUNetStage):
         recipe: OneRound | None = None,
         settings: SamplingSettings | None = None,
         train_unet: bool = False,
-        optimizer: OptimizerCallable = torch.optim.AdamW,
+        **training: Any,
     ):
-        super().__init__(unet, autoencoder, settings=settings, optimizer=optimizer)
+        super().__init__(unet, autoencoder, settings=settings, **training)
         self.control, self.restoration = control, cast(SwinIR, frozen(restoration))
         self.recipe = recipe or OneRound.diffbir()
         self.train_unet = train_unet
