@@ -4,16 +4,13 @@ import io
 import json
 import logging
 import re
-import signal
 import sys
-import threading
 import traceback
 from argparse import ArgumentError
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from pathorestore.cli_classify import fill_classify, run_classify
 from pathorestore.cli_data import fill_data, run_data
@@ -26,6 +23,7 @@ from pathorestore.cli_options import fill_batch, fill_demo, fill_info, fill_mode
 from pathorestore.cli_qc import files_to_judge, fill_qc
 from pathorestore.cli_restore import files_to_restore, fill_restore, restore_elsewhere
 from pathorestore.cli_slides import estimates
+from pathorestore.cli_terminal import bar, termination_as_interruption
 from pathorestore.cli_training import fill_ablate, fill_export, run_ablate, run_export
 from pathorestore.cli_upscale import files_to_upscale, fill_upscale, upscale_elsewhere
 from pathorestore.cli_view import fill_view, run_view
@@ -106,7 +104,7 @@ def _images_and_slides(
     done: str,
 ) -> int:
     stop, run = StopSignal(_tell), batch_on(arguments, elsewhere)
-    jobs, work = files(arguments, _now, lambda unit: _bar(unit, quiet=arguments.quiet), stop)
+    jobs, work = files(arguments, _now, lambda unit: bar(unit, quiet=arguments.quiet), stop)
     if arguments.dry_run:
         from pathorestore.pipelines.report_text import aligned
 
@@ -129,7 +127,7 @@ def _batch(
     from pathorestore.pipelines.report_text import batch_table
 
     existing: Existing = "overwrite" if arguments.overwrite else "skip" if arguments.skip_existing else "refuse"
-    with _termination_as_interruption():
+    with termination_as_interruption():
         report = run(jobs, work, existing=existing, on_result=lambda result: _show(result, arguments, done=done))
     if report.interrupted:
         _error("interrupted; finished work is kept, the same command with --skip-existing goes on from here")
@@ -155,7 +153,7 @@ def _demo(arguments: "Namespace") -> int:
         f"restoring a tissue image of {DEMO_SIDE_PX} x {DEMO_SIDE_PX} px at four focus positions, which takes a minute or two ...",
         flush=True,
     )
-    rows = run_demo(parts, sharp, seed=arguments.seed, progress=_bar("position", quiet=False))
+    rows = run_demo(parts, sharp, seed=arguments.seed, progress=bar("position", quiet=False))
     picture = Path(arguments.output) / "demo.png"
     write_picture(picture, rows)
     print(demo_table(rows))
@@ -209,34 +207,34 @@ def _fuse(arguments: "Namespace") -> int:
 
 
 def _qc(arguments: "Namespace") -> int:
-    jobs, work = files_to_judge(arguments, _bar("tile", quiet=arguments.quiet))
+    jobs, work = files_to_judge(arguments, bar("tile", quiet=arguments.quiet))
     return _batch(jobs, work, arguments, run=work.run, done="judged")
 
 
 def _iqa_fit(arguments: "Namespace") -> int:
-    return run_iqa_fit(arguments, _bar("image", quiet=arguments.quiet))
+    return run_iqa_fit(arguments, bar("image", quiet=arguments.quiet))
 
 
 def _iqa_build(arguments: "Namespace") -> int:
-    return run_iqa(arguments, _bar("image", quiet=False))
+    return run_iqa(arguments, bar("image", quiet=False))
 
 
 def _data(arguments: "Namespace") -> int:
-    return run_data(arguments, _bar("row", quiet=False))
+    return run_data(arguments, bar("row", quiet=False))
 
 
 def _classify(arguments: "Namespace") -> int:
-    return run_classify(arguments, _bar("image", quiet=arguments.quiet), _error)
+    return run_classify(arguments, bar("image", quiet=arguments.quiet), _error)
 
 
 def _view(arguments: "Namespace") -> int:
-    with _termination_as_interruption():
-        return run_view(arguments, _bar("tile", quiet=arguments.quiet))
+    with termination_as_interruption():
+        return run_view(arguments, bar("tile", quiet=arguments.quiet))
 
 
 def _evaluate(arguments: "Namespace") -> int:
-    with _termination_as_interruption():
-        return run_evaluate(arguments, lambda unit: _bar(unit, quiet=arguments.quiet), _now, _error)
+    with termination_as_interruption():
+        return run_evaluate(arguments, lambda unit: bar(unit, quiet=arguments.quiet), _now, _error)
 
 
 _COMMANDS: dict[str, Callable[["Namespace"], int]] = {
@@ -296,43 +294,6 @@ def _fail(line: str, code: int) -> int:
 
 def _now() -> str:
     return datetime.now(UTC).isoformat(timespec="seconds")
-
-
-def _bar(unit: str, *, quiet: bool) -> Callable[..., None]:
-    """A progress bar that hears (done, total, anything to be shown beside) and starts anew after the last, on a terminal only."""
-    if quiet or not sys.stderr.isatty():
-        return lambda *_: None
-    from tqdm import tqdm
-
-    bars: list[Any] = []
-
-    def show(done: int, total: int, beside: str = "") -> None:
-        if not bars:
-            bars.append(tqdm(total=total, unit=unit, leave=False, file=sys.stderr))
-        bars[0].set_postfix_str(beside, refresh=False)
-        bars[0].update(done - bars[0].n)
-        if done >= total:
-            bars.pop().close()
-
-    return show
-
-
-@contextmanager
-def _termination_as_interruption() -> Iterator[None]:
-    """Let SIGTERM (a job queue's way to stop us) end the batch as Ctrl-C does, so that no temporary file is left."""
-
-    def interrupt(_signal: int, _frame: object) -> None:
-        raise KeyboardInterrupt
-
-    # only in the main thread may handlers be set, and one that is set already knows better
-    if threading.current_thread() is not threading.main_thread() or signal.getsignal(signal.SIGTERM) != signal.SIG_DFL:
-        yield
-        return
-    before = signal.signal(signal.SIGTERM, interrupt)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGTERM, before)
 
 
 def _plain(message: str) -> str:
