@@ -46,7 +46,14 @@ def _image(*shape, seed=1):
 # 11.60 M and 15.8 M are what the encoder of LTE and ISTE and the restoration module of DiffBIR have
 @pytest.mark.parametrize(
     ("preset", "count"),
-    [("paper", 11_603_044), ("restoration", 15_792_587), ("base", 1_691_776), ("tiny", 220_388), ("tiny_restoration", 480_923)],
+    [
+        ("paper", 11_603_044),
+        ("restoration", 15_792_587),
+        ("base", 1_691_776),
+        ("tiny", 220_388),
+        ("tiny_restoration", 480_923),
+        ("base_restoration", 1_843_171),
+    ],
 )
 def test_presets_have_their_advertised_size(preset, count):
     with torch.device("meta"):

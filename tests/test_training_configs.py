@@ -113,8 +113,11 @@ def test_the_upscaler_of_the_paper_trains_as_its_code_does():
     ("name", "part", "preset"),
     [
         ("restoration_tiny", "restoration", SwinIRConfig.tiny_restoration()),
+        ("restoration_base", "restoration", SwinIRConfig.base_restoration()),
         ("restoration_paper", "restoration", SwinIRConfig.restoration()),
         ("autoencoder_tiny", "autoencoder", AutoencoderConfig.tiny()),
+        ("autoencoder_base", "autoencoder", AutoencoderConfig.base()),
+        ("latent_unet_base", "unet", LatentUNetConfig.base()),
         ("latent_unet_tiny", "unet", LatentUNetConfig.tiny()),
     ],
 )

@@ -57,6 +57,11 @@ class AutoencoderConfig:
         return cls(widths=(32, 64, 96), layers=1, channels=8, attention=False, scaling=1.0)
 
     @classmethod
+    def base(cls) -> "AutoencoderConfig":
+        """Factor 4, 8.53 M parameters; to be trained from scratch too."""
+        return cls(widths=(64, 128, 192), layers=2, channels=8, attention=False, scaling=1.0)
+
+    @classmethod
     def nano(cls) -> "AutoencoderConfig":
         """Factor 4, for tests."""
         return cls(widths=(8, 8, 16), layers=1, groups=4, attention=False, scaling=1.0)

@@ -129,6 +129,12 @@ class SwinIRConfig:
         sizes = cls(embed=60, blocks=(2,) * 4, features=32, unshuffle=4, upsampler="nearest+conv", drop_path=0.0, mean=_DIV2K_MEAN, std=1.0)
         return replace(sizes, skip=True)
 
+    @classmethod
+    def base_restoration(cls) -> "SwinIRConfig":
+        """1.84 M parameters: the same, larger."""
+        sizes = cls(embed=96, blocks=(4,) * 4, unshuffle=4, upsampler="nearest+conv", mean=_DIV2K_MEAN, std=1.0)
+        return replace(sizes, skip=True)
+
 
 class SwinIR(nn.Module, Pretrained):
     """Images b c h w in [0, 1] of any size -> features b `config.width` h w, or images as `config.upsampler` says, unclamped.

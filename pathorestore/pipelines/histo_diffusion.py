@@ -56,6 +56,12 @@ class HistoDiffusionConfig:
         return cls(restoration=restoration, autoencoder=AutoencoderConfig.tiny(), unet=LatentUNetConfig.tiny(), settings=settings)
 
     @classmethod
+    def base(cls) -> "HistoDiffusionConfig":
+        """57 M parameters, for one GPU."""
+        restoration, settings = SwinIRConfig.base_restoration(), SamplingSettings(tile_px=256, min_px=128)
+        return cls(restoration=restoration, autoencoder=AutoencoderConfig.base(), unet=LatentUNetConfig.base(), settings=settings)
+
+    @classmethod
     def nano(cls) -> "HistoDiffusionConfig":
         """For tests."""
         restoration = SwinIRConfig(
