@@ -8,6 +8,7 @@ import pytest
 EXAMPLES = Path(__file__).parents[1] / "examples"
 LEAVES = {
     "custom_pipeline.py": [],
+    "draw_detail.py": ["drawn.generated.png"],
     "enlarge_at_any_scale.py": ["enlarged.png"],
     "restore_one_image.py": ["restored.png"],
     "simulate_focal_stack.py": ["focal_stack/clean.png"],

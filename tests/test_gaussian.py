@@ -169,3 +169,21 @@ def test_what_tiles_agree_on_is_what_is_blended(height, width, half, times):
     starts = [*range(0, max(1, height - 2 * half + 1), half)]
     assert {y for y, _ in seen} == {*starts, max(0, height - 2 * half)}
     assert stride(2 * half) == half
+
+
+@given(height=st.integers(1, 60), width=st.integers(1, 60), half=st.integers(4, 12), overlap=st.integers(1, 6))
+def test_tiles_with_less_overlap_start_where_the_others_do(height, width, half, overlap):
+    field = torch.arange(height * width, dtype=torch.float32).reshape(1, 1, height, width)
+    seen = []
+
+    def make(rows, columns):
+        seen.append(rows)
+        return field[..., rows, columns]
+
+    assert torch.allclose(blended(make, (height, width), 2 * half, overlap=overlap), field, rtol=1e-5)
+    if height > 2 * half:
+        side = min(2 * half, half + overlap)
+        assert {rows.stop - rows.start for rows in seen} == {side}
+        assert {rows.start for rows in seen} == {*range(0, height - side + 1, half), height - side}
+    else:
+        assert all(rows == slice(0, height) for rows in seen)

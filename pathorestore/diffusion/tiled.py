@@ -25,13 +25,14 @@ def stride(tile: int) -> int:
     return max(1, tile // 2)
 
 
-def blended(make: Callable[[slice, slice], Tensor], size: tuple[int, int], tile: int) -> Tensor:
+def blended(make: Callable[[slice, slice], Tensor], size: tuple[int, int], tile: int, *, overlap: int | None = None) -> Tensor:
     """What `make` gives for the whole of a map of that height and width, computed from tiles.
 
     make: rows and columns of a tile -> b c h w, as large as the tile or a whole number of times as large. tile: largest side; a map that is
-    no larger is one tile, and the result is what `make` gives.
+    no larger is one tile, and the result is what `make` gives. overlap: of larger maps, if less than half a tile is enough; their tiles
+    start at the same places and are smaller by the rest.
     """
-    rows, columns = (_cuts(length, tile) for length in size)
+    rows, columns = (_cuts(length, tile, overlap) for length in size)
     if len(rows) == len(columns) == 1:
         return make(rows[0], columns[0])
     total = weight = torch.empty(0)
@@ -50,6 +51,8 @@ def blended(make: Callable[[slice, slice], Tensor], size: tuple[int, int], tile:
     return total / weight
 
 
-def _cuts(length: int, tile: int) -> list[slice]:
-    side = min(length, tile)
-    return [slice(start, start + side) for start in Axis(length, side, side - stride(side)).starts_px]
+def _cuts(length: int, tile: int, overlap: int | None) -> list[slice]:
+    if length <= tile:
+        return [slice(0, length)]
+    side = tile if overlap is None else min(tile, stride(tile) + overlap)
+    return [slice(start, start + side) for start in Axis(length, side, side - stride(tile)).starts_px]

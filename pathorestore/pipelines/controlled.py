@@ -20,6 +20,7 @@ from pathorestore.models.autoencoder import LatentAutoencoder
 from pathorestore.models.controlled import ControlledUNet, ControlNet, LatentUNet
 from pathorestore.pipelines.restorer import Progress, silent
 
+_SEAM_PX = 32
 Start = Literal["noise", "cond"]
 Small = Literal["resize", "pad"]
 Padding = Literal["reflect", "constant"]
@@ -110,6 +111,11 @@ class ControlledSampler(nn.Module):
         """Side of a tile in latent cells."""
         return self.settings.tile_px // self.autoencoder.factor
 
+    @property
+    def _seam(self) -> int:
+        """How far tiles of the autoencoder overlap, in latent cells: it looks less far than the diffusion, and takes longer."""
+        return -(-_SEAM_PX // self.autoencoder.factor)
+
     def _sampled(self, condition: Tensor, field: NoiseField, progress: Progress) -> Tensor:
         settings, process = self.settings, self.settings.process
 
@@ -140,13 +146,13 @@ class ControlledSampler(nn.Module):
         def tile(rows: slice, columns: slice) -> Tensor:
             return self.autoencoder.encode(image[..., _times(rows, factor), _times(columns, factor)])
 
-        return blended(tile, (image.shape[-2] // factor, image.shape[-1] // factor), self._tile)
+        return blended(tile, (image.shape[-2] // factor, image.shape[-1] // factor), self._tile, overlap=self._seam)
 
     def _decoded(self, latent: Tensor) -> Tensor:
         def tile(rows: slice, columns: slice) -> Tensor:
             return self.autoencoder.decode(latent[..., rows, columns])
 
-        return blended(tile, (latent.shape[-2], latent.shape[-1]), self._tile)
+        return blended(tile, (latent.shape[-2], latent.shape[-1]), self._tile, overlap=self._seam)
 
 
 def _times(cut: slice, factor: int) -> slice:
