@@ -85,7 +85,7 @@ def test_enlarging_agrees_with_the_cpu_and_memory_is_that_of_a_tile(tmp_path):
     from slide_samples import level_pixels, tissue_pixels, write_slide
     from test_upscale_files import upscale_slide
 
-    from pathorestore.pipelines.enlarge import enlarged
+    from pathorestore.pipelines.enlarge import DrawnPieces, enlarged
     from pathorestore.pipelines.iste import ISTE, ISTEConfig
 
     torch.manual_seed(0)
@@ -99,13 +99,31 @@ def test_enlarging_agrees_with_the_cpu_and_memory_is_that_of_a_tile(tmp_path):
     network.cuda()
     assert (network.upscale(image.cuda(), scale=2.7).cpu() - here).abs().mean() < 1e-4
     # tiles travel, images stay
-    assert (enlarged(network, image, (243, 324), tile_px=64, overlap_px=8, device="cuda") - here).abs().mean() < 1e-4
+    assert (enlarged(DrawnPieces(enlarger=network), image, (243, 324), device="cuda") - here).abs().mean() < 1e-4
     peaks = []
     for side in (128, 512):
         torch.cuda.reset_peak_memory_stats()
-        enlarged(network, torch.rand(1, 3, side, side), (2 * side, 2 * side), tile_px=64, overlap_px=8, device="cuda")
+        enlarged(DrawnPieces(enlarger=network), torch.rand(1, 3, side, side), (2 * side, 2 * side), device="cuda")
         peaks.append(torch.cuda.max_memory_allocated())
     assert peaks[1] < 1.05 * peaks[0]
     upscale_slide(source, tmp_path / "there.tif", network, scale=2.7, device="cuda")
     difference = np.abs(level_pixels(tmp_path / "here.tif").astype(int) - level_pixels(tmp_path / "there.tif"))
     assert (difference > 1).mean() < 0.01
+
+
+def test_what_is_drawn_agrees_with_the_cpu_and_memory_is_that_of_a_region():
+    from pathorestore.pipelines.enlarge import enlarged
+    from pathorestore.pipelines.generate import GeneratedPieces
+    from pathorestore.pipelines.histo_diffusion import HistoDiffusion
+
+    system = HistoDiffusion.from_pretrained("histo-diffusion-tiny")
+    image = torch.rand(1, 3, 40, 60)
+    here = enlarged(GeneratedPieces(system=system, seed=3), image, (120, 180))
+    pieces = GeneratedPieces(system=system.cuda(), tile_px=256, overlap_px=128, seed=3)
+    assert (enlarged(pieces, image, (120, 180), device="cuda") - here).abs().mean() < 1e-2
+    peaks = []
+    for side in (256, 512):
+        torch.cuda.reset_peak_memory_stats()
+        enlarged(pieces, torch.rand(1, 3, side, side), (4 * side, 4 * side), device="cuda")
+        peaks.append(torch.cuda.max_memory_allocated())
+    assert peaks[1] < 1.05 * peaks[0]

@@ -8,7 +8,8 @@ from pathorestore.hub import ModelCard
 _REFERENCES = (
     "Mixture of Prompts: arXiv 2503.12399. Restormer: Zamir et al., CVPR 2022. ResShift: Yue et al., NeurIPS 2023. "
     "RandStainNA: Shen et al., MICCAI 2022. VICReg: Bardes et al., ICLR 2022. ISTE: arXiv 2401.15613. SwinIR: Liang et al., ICCVW 2021. "
-    "LIIF: Chen et al., CVPR 2021. LTE: Lee & Jin, CVPR 2022.",
+    "LIIF: Chen et al., CVPR 2021. LTE: Lee & Jin, CVPR 2022. Histo-Diffusion: arXiv 2408.15218. DiffBIR: Lin et al., ECCV 2024. Latent "
+    "diffusion: Rombach et al., CVPR 2022. ControlNet: Zhang et al., ICCV 2023.",
 )
 
 
