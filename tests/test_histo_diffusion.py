@@ -95,6 +95,21 @@ def test_the_colours_are_those_of_the_coarse_image(model, image):
             assert torch.equal(having(model, colours=name).sampler(coarse, noise=NoiseField(2)), fix(made, coarse))
 
 
+@torch.no_grad()
+def test_what_the_diffusion_leaves_as_it_is_stays_exactly(model, image, monkeypatch):
+    """Whatever the autoencoder makes of it; what it changes is added."""
+    sampler = having(model, colours="difference").sampler
+    coarse = F.interpolate(image, size=(33, 47))
+    monkeypatch.setattr(type(sampler), "_sampled", lambda self, condition, noise, progress: condition)
+    assert torch.allclose(sampler(coarse, noise=NoiseField(2)), coarse, atol=1e-6)
+    changed = torch.full((1, 4, 10, 12), 0.3)
+    monkeypatch.setattr(type(sampler), "_sampled", lambda self, condition, noise, progress: condition + changed)
+    padded = sampler.settings.padded_to_multiple(coarse, sampler.multiple_px)
+    condition = sampler._encoded(padded)
+    expected = coarse + (sampler._decoded(condition + changed) - sampler._decoded(condition))[..., :33, :47]
+    assert torch.allclose(sampler(coarse, noise=NoiseField(2)), expected, atol=1e-6)
+
+
 def test_the_first_stage_alone_is_the_restoration_module(model, image):
     enlarged = F.interpolate(image, size=(40, 52), mode="bicubic", antialias=True).clamp(0, 1)
     with torch.no_grad():
@@ -218,7 +233,7 @@ def test_a_model_that_gives_no_numbers_is_said_to(model, image):
     ("change", "says"),
     [
         ({"start": "image"}, "start must be one of noise, cond; got 'image'"),
-        ({"colours": "lab"}, "colours must be one of wavelet, adain, none"),
+        ({"colours": "lab"}, "colours must be one of wavelet, adain, difference, none"),
         ({"small": "crop"}, "small must be one of"),
         ({"padding": "zeros"}, "padding must be one of"),
         ({"sampler": "euler"}, "sampler must be one of"),

@@ -24,7 +24,7 @@ _SEAM_PX = 32
 Start = Literal["noise", "cond"]
 Small = Literal["resize", "pad"]
 Padding = Literal["reflect", "constant"]
-Colours = Literal["wavelet", "adain", "none"]
+Colours = Literal["wavelet", "adain", "difference", "none"]
 _COLOURS: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
     "wavelet": wavelet,
     "adain": adain,
@@ -40,7 +40,7 @@ class SamplingSettings:
     condition, which is steadier and has a little less detail. tile_px: largest side that the diffusion sees at once. min_px: images with a
     shorter side become so large on the way, by `small`: "resize" enlarges them and goes back, "pad" lets them go on. padding: how images go
     on beyond their edges; "constant" is black, as published. colours: how the result gets those of the coarse image; "adain" does not fit
-    parts.
+    parts; "difference" adds to the coarse image what the diffusion changed of it, so that what a small autoencoder loses is kept.
     """
 
     process: GaussianDiffusion = field(default_factory=GaussianDiffusion)
@@ -103,8 +103,10 @@ class ControlledSampler(nn.Module):
         height, width = coarse.shape[-2:]
         # the chain keeps single precision where the networks run in half
         condition = self._encoded(self.settings.padded_to_multiple(coarse, self.multiple_px)).float()
-        latent = self._sampled(condition, noise, progress)
-        return _COLOURS[self.settings.colours](self._decoded(latent)[..., :height, :width].float(), coarse)
+        made = self._decoded(self._sampled(condition, noise, progress))[..., :height, :width].float()
+        if self.settings.colours == "difference":
+            return coarse + made - self._decoded(condition)[..., :height, :width].float()
+        return _COLOURS[self.settings.colours](made, coarse)
 
     @property
     def _tile(self) -> int:
