@@ -17,6 +17,7 @@ from pathorestore.diffusion.resshift import Gaussian
 from pathorestore.diffusion.sampling import NoiseSource
 
 SamplerName = Literal["ddpm", "ddim", "dpm++"]
+Prediction = Literal["epsilon", "v_prediction"]
 
 
 class NoisePredictor(Protocol):
@@ -31,16 +32,22 @@ class NoisePredictor(Protocol):
 class GaussianDiffusion:
     """The process x_t = sqrt(a_t) x_0 + sqrt(1 - a_t) noise, with a_t the product of 1 - beta up to t.
 
-    steps: T. first_beta, last_beta: the variance that the first and the last step add; square roots rise evenly between them.
+    steps: T. first_beta, last_beta: the variance that the first and the last step add; square roots rise evenly between them. prediction:
+    what a network says of a state, the noise or the velocity sqrt(a_t) noise - sqrt(1 - a_t) x_0 (Salimans and Ho, ICLR 2022, appendix D);
+    of the names in diffusers. Where hardly anything but noise is left, a small error in the noise is a large one in x_0; of the velocity
+    it is not.
     """
 
     steps: int = 1000
     first_beta: float = 0.00085
     last_beta: float = 0.012
+    prediction: Prediction = "epsilon"
 
     def __post_init__(self) -> None:
         if self.steps < 2 or not 0 < self.first_beta <= self.last_beta < 1:
             raise ValueError(f"steps must be at least 2 and 0 < first_beta <= last_beta < 1; got {self}")
+        if self.prediction not in get_args(Prediction):
+            raise ValueError(f"prediction must be one of {', '.join(get_args(Prediction))}; got {self.prediction!r}")
 
     @cached_property
     def kept(self) -> Tensor:
@@ -61,8 +68,22 @@ class GaussianDiffusion:
 
     def noised(self, clean: Tensor, t: Tensor, noise: Tensor) -> Tensor:
         """x_t of clean states b c h w at steps t, integers b."""
-        kept = self.kept[t.cpu()].view(-1, *([1] * (clean.ndim - 1)))
-        return kept.sqrt().to(clean) * clean + (1 - kept).sqrt().to(clean) * noise
+        signal, spread = self._shares(t, clean)
+        return signal * clean + spread * noise
+
+    def target(self, clean: Tensor, noise: Tensor, t: Tensor) -> Tensor:
+        """What a network is to say of `noised(clean, t, noise)`."""
+        if self.prediction == "epsilon":
+            return noise
+        signal, spread = self._shares(t, clean)
+        return signal * noise - spread * clean
+
+    def noise_in(self, state: Tensor, predicted: Tensor, t: int) -> Tensor:
+        """The noise in x_t by what a network says of it."""
+        if self.prediction == "epsilon":
+            return predicted
+        kept = self._at(t)
+        return (1 - kept) ** 0.5 * state + kept**0.5 * predicted
 
     def clean(self, state: Tensor, noise: Tensor, t: int) -> Tensor:
         """x_0 by a predicted noise."""
@@ -80,6 +101,11 @@ class GaussianDiffusion:
         """x_before with the same noise (Song et al., Denoising diffusion implicit models, ICLR 2021, eq. 12 with sigma = 0)."""
         kept = self._at(before)
         return kept**0.5 * clean + (1 - kept) ** 0.5 * noise
+
+    def _shares(self, t: Tensor, like: Tensor) -> tuple[Tensor, Tensor]:
+        """Of the clean state and of the noise in x_t, shaped to multiply b c h w."""
+        kept = self.kept[t.cpu()].view(-1, *([1] * (like.ndim - 1)))
+        return kept.sqrt().to(like), (1 - kept).sqrt().to(like)
 
     def _at(self, t: int) -> float:
         return 1.0 if t < 0 else float(self.kept[t])

@@ -138,7 +138,8 @@ class ControlledSampler(nn.Module):
                 predicted: Tensor = self.denoiser(state[..., rows, columns], steps, condition[..., rows, columns])
                 return predicted
 
-            return blended(tile, (state.shape[-2], state.shape[-1]), self._tile)
+            predicted = blended(tile, (state.shape[-2], state.shape[-1]), self._tile)
+            return self.settings.process.noise_in(state, predicted, t)
 
         return predict
 

@@ -146,7 +146,7 @@ class AutoencoderStage(Stage):
 class LatentUNetStage(Stage):
     """The U-Net predicts the noise in latents of sharp crops, at steps drawn evenly, by mean squared error (Ho et al. 2020, eq. 14).
 
-    For systems without a pretrained prior; the autoencoder is frozen.
+    Or the velocity, as `settings.process` says. For systems without a pretrained prior; the autoencoder is frozen.
     """
 
     trained: tuple[str, ...] = ("unet",)
@@ -172,16 +172,17 @@ class LatentUNetStage(Stage):
         return {"unet": self.unet, "autoencoder": self.autoencoder}
 
     def predicted(self, batch: Batch, state: Tensor, t: Tensor) -> Tensor:
-        """The predicted noise in states of a batch at steps t."""
+        """What the U-Net says of states of a batch at steps t."""
         del batch
         return self.unet(state, t)
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
-        """Mean squared error of the predicted noise."""
+        """Mean squared error of what is predicted."""
         latent, noise = self._latent(batch), self._noise(batch)
         last = self.sampling.process.steps
         t = torch.stack([torch.randint(last, (), generator=own) for own in self.streams(batch.key, salt=_TIME)]).to(latent.device)
-        loss = F.mse_loss(self.predicted(batch, self.sampling.process.noised(latent, t, noise), t).float(), noise)
+        process = self.sampling.process
+        loss = F.mse_loss(self.predicted(batch, process.noised(latent, t, noise), t).float(), process.target(latent, noise, t))
         self.log("train_mse", loss, prog_bar=True)
         return loss
 
@@ -191,7 +192,8 @@ class LatentUNetStage(Stage):
         for t in _VALIDATION_TIMES:
             steps = torch.full((len(latent),), t * self.sampling.process.steps // 1000, device=latent.device)
             state = self.sampling.process.noised(latent, steps, noise)
-            error = (self.predicted(batch, state, steps).float() - noise).square().flatten(1).mean(dim=1)
+            wanted = self.sampling.process.target(latent, noise, steps)
+            error = (self.predicted(batch, state, steps).float() - wanted).square().flatten(1).mean(dim=1)
             self.score(f"mse_{t}", error)
             self.score("mse", error, progress_bar=True)
 
@@ -252,7 +254,7 @@ class ControlStage(LatentUNetStage):
         return HistoDiffusion(self.restoration, ControlledSampler(self.autoencoder, self.unet, self.control, self.sampling))
 
     def predicted(self, batch: Batch, state: Tensor, t: Tensor) -> Tensor:
-        """The predicted noise, given what the restoration module makes of the degraded crops."""
+        """What the U-Net says, given what the restoration module makes of the degraded crops."""
         context = self.unet.context(len(state))
         return self.unet(state, t, context=context, control=self.control(state, t, self._condition(batch), context))
 
