@@ -9,6 +9,7 @@ every image at x2 and x4, not blurred. The central 128 px of TRAIN and VAL are w
 import argparse
 import json
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -26,11 +27,12 @@ from pathorestore.functional.trust import Signals
 from pathorestore.metrics.risk import rank_correlation, reliability, risk_coverage
 from pathorestore.metrics.statistics import bootstrap_interval
 from pathorestore.pipelines.enlarge import Enlargement, enlarged
-from pathorestore.pipelines.enlargement_risk import DEFAULT_SEEDS, enlargement_signals
+from pathorestore.pipelines.enlargement_risk import DEFAULT_SEEDS, Samples, enlargement_signals
+from pathorestore.pipelines.generate import GeneratedPieces
 from pathorestore.pipelines.image_file import read_image_file
-from pathorestore.pipelines.risk_model import RiskModel, RiskModels, SignalSettings, fit_risk
+from pathorestore.pipelines.risk_model import RISK_FILE, RiskModel, RiskModels, SignalSettings, fit_risk
 from pathorestore.pipelines.trust import local_error
-from pathorestore.pipelines.upscalers import ReadyUpscaler, UpscaleOptions, ready_upscaler
+from pathorestore.pipelines.upscalers import UpscaleOptions, ready_upscaler
 from pathorestore.version import __version__
 
 _CROP_PX = 128
@@ -56,14 +58,15 @@ def pairs(folder: Path, kinds: Sequence[tuple[float, float]], *, in_turns: bool,
             yield path.name, small, clean
 
 
-def measured(given: Iterator[Drawn], model: str, settings: SignalSettings, *, seeds: int, steps: int | None) -> list[Sample]:
+def measured(given: Iterator[Drawn], pieces: GeneratedPieces, settings: SignalSettings, *, seeds: int) -> list[Sample]:
     """Signals and errors of every pair; the image that is judged is of seed 0, the others of further seeds."""
     samples = []
-    ready = [_ready(model, seed, steps) for seed in range(seeds + 1)]
     for name, small, clean in given:
-        size = (clean.shape[-2], clean.shape[-1])
-        first, *others = (enlarged(one.pieces, small, size, device=one.device) for one in ready)
-        told = enlargement_signals(small, first, torch.cat(others), window_px=settings.window_px)
+        size, others = (clean.shape[-2], clean.shape[-1]), Samples()
+        first = enlarged(pieces, small, size)
+        for seed in range(1, seeds + 1):
+            others.add(enlarged(replace(pieces, seed=seed), small, size))
+        told = enlargement_signals(small, first, others.variance(), window_px=settings.window_px)
         error = local_error(first, clean, window_px=settings.window_px)
         samples.append(Sample(name, {key: on_grid(getattr(told, key)) for key in _NAMES}, on_grid(error)))
     return samples
@@ -101,8 +104,10 @@ def judged(samples: Sequence[Sample], model: RiskModel) -> dict[str, Any]:
     }
 
 
-def _ready(model: str, seed: int, steps: int | None) -> ReadyUpscaler:
-    return ready_upscaler(UpscaleOptions(target=Enlargement(scale=2), model=model, seed=seed, steps=steps))
+def _with_others(model: RiskModel, folder: Path, weights_sha256: str) -> RiskModels:
+    """The model of risk beside those for other numbers of steps that the folder has for the same weights."""
+    stored = RiskModels.load(folder, weights_sha256=weights_sha256).models if (folder / RISK_FILE).exists() else ()
+    return RiskModels(weights_sha256=weights_sha256, models=(*(one for one in stored if one.steps != model.steps), model))
 
 
 def _risk(sample: Sample, model: RiskModel) -> Tensor:
@@ -122,16 +127,18 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--json", type=Path, required=True, help="all figures")
     parser.add_argument("--save", type=Path, default=None, metavar="FOLDER", help="write the fitted risk.json there, beside the weights")
     chosen = parser.parse_args(arguments)
-    settings, ready = SignalSettings(), _ready(chosen.model, 0, chosen.steps)
-    options = {"seeds": chosen.seeds, "steps": chosen.steps}
+    settings = SignalSettings()
+    ready = ready_upscaler(UpscaleOptions(target=Enlargement(scale=2), model=chosen.model, steps=chosen.steps, device="cpu"))
+    if not isinstance(ready.pieces, GeneratedPieces):
+        raise SystemExit(f"{chosen.model} generates nothing")
     train = pairs(chosen.train, [(2, 0), (3, 1), (4, 0), (2, 1), (3, 0), (4, 1)], in_turns=True, limit=chosen.limit)
-    model = fitted(measured(train, chosen.model, settings, **options), settings, steps=ready.pieces.passes)
+    model = fitted(measured(train, ready.pieces, settings, seeds=chosen.seeds), settings, steps=ready.pieces.passes)
     val = pairs(chosen.val, [(2, 0), (4, 0)], in_turns=False, limit=chosen.limit)
-    told = judged(measured(val, chosen.model, settings, **options), model)
+    told = judged(measured(val, ready.pieces, settings, seeds=chosen.seeds), model)
     run = {"pathorestore": __version__, "torch": str(torch.__version__), "weights_sha256": ready.weights_sha256, **ready.parameters}
     write_atomic(chosen.json, (json.dumps({"run": run, "results": jsonable(told)}, indent=1, allow_nan=False) + "\n").encode())
     if chosen.save:
-        print(f"wrote {RiskModels(weights_sha256=ready.weights_sha256, models=(model,)).save(chosen.save)}")
+        print(f"wrote {_with_others(model, chosen.save, ready.weights_sha256).save(chosen.save)}")
     for name, found in told["signals"].items():
         print(f"{name}: {found['spearman_pooled']:.2f} pooled, {found['spearman_within'][0]:.2f} within images, gain {found['gain']:.2f}")
     print(f"mean error {told['mean_error']:.2f} levels, expected {told['mean_expected']:.2f}; {model.exponents}")

@@ -16,10 +16,11 @@ from torch import nn
 from pathorestore import cli
 from pathorestore._torchvision import ensure_torchvision
 from pathorestore.degradations.resize import resized
+from pathorestore.functional.trust import sample_variance
 from pathorestore.image import from_uint8, to_uint8
-from pathorestore.pipelines.batch import BadResult, Job, marked, plan_outputs
+from pathorestore.pipelines.batch import BadResult, Job, PlanError, marked, plan_outputs
 from pathorestore.pipelines.enlarge import DrawnPieces, Enlargement, enlarged, target_size
-from pathorestore.pipelines.enlargement_risk import ENLARGEMENT_RISK_NOTICE, enlargement_signals
+from pathorestore.pipelines.enlargement_risk import ENLARGEMENT_RISK_NOTICE, Samples, enlargement_signals
 from pathorestore.pipelines.provenance import ENLARGED_NOTICE, GENERATED_NOTICE, read_provenance
 from pathorestore.pipelines.risk_files import read_risk
 from pathorestore.pipelines.risk_model import RiskModel, RiskModels
@@ -136,11 +137,11 @@ def test_pieces_off_the_grid_are_refused_with_a_remedy(model, sides, told):
 
 def test_a_slide_is_what_its_image_would_be(model, tmp_path):
     """Also where a run was stopped and goes on, and where glass is left alone."""
-    pixels = np.full((60, 90, 3), 243, np.uint8)
-    pixels[:50, :40] = tissue_pixels(50, 40)
+    pixels = np.full((110, 90, 3), 243, np.uint8)
+    pixels[:, :40] = tissue_pixels(110, 40)
     source = write_slide(tmp_path / "in.tif", pixels, levels=1)
     pieces = GeneratedPieces(system=model, tile_px=64, overlap_px=64, seed=4)
-    whole = to_uint8(enlarged(replace(pieces, tile_px=256), from_uint8(pixels), (150, 225)))
+    whole = to_uint8(enlarged(replace(pieces, tile_px=256), from_uint8(pixels), (275, 225)))
     statuses = []
     work = RestoreSlide(
         work=Enlarging(pieces=pieces, target=Enlargement(scale=2.5), notice=GENERATED_NOTICE),
@@ -153,16 +154,21 @@ def test_a_slide_is_what_its_image_would_be(model, tmp_path):
         on_status=statuses.append,
     )
     assert 0 < work.estimate(source, timed=True).seconds < 600
+    asked = iter([True])
+    with pytest.raises(KeyboardInterrupt):
+        replace(work, stop=lambda: next(asked, False))(Job(source, tmp_path / "out.tif"))
+    statuses.clear()
     work(Job(source, tmp_path / "out.tif"))
     made, record = level_pixels(tmp_path / "out.tif"), read_provenance(tmp_path / "out.tif")
     tiles = record.parameters["tiles_drawn"]
-    assert 0 < tiles < record.parameters["tiles"] == 12
-    assert np.abs(made[:125, :100].astype(int) - whole[:125, :100]).max() <= 1
+    assert 0 < tiles < record.parameters["tiles"] == 20
+    assert np.abs(made[:, :100].astype(int) - whole[:, :100]).max() <= 1
     assert (made[:, -20:] == 243).all()
     assert record.notice == GENERATED_NOTICE
     restored = [status for status in statuses if status.phase == "restore"]
-    assert [status.done for status in restored] == list(range(1, 2 * tiles + 1))
-    assert {status.total for status in restored} == {2 * tiles}
+    assert [status.done for status in restored] == list(range(1, len(restored) + 1))
+    assert {status.total for status in restored} == {len(restored)}
+    assert 0 < len(restored) < 2 * tiles
     open_slide(tmp_path / "out.tif").close()
 
 
@@ -172,13 +178,41 @@ def test_what_is_not_finite_fails_or_is_interpolated_and_marked(tmp_path):
     nn.init.constant_(broken.sampler.denoiser.unet.model.conv_out.bias, float("nan"))
     source = write_slide(tmp_path / "in.tif", tissue_pixels(40, 40), levels=1)
     fields = {"model_id": "t", "weights_sha256": None, "parameters": {}, "clock": lambda: CLOCK}
-    work = Enlarging(pieces=GeneratedPieces(system=broken, tile_px=64, overlap_px=32), target=Enlargement(scale=2))
+    # pieces that begin to read at the same place
+    work = Enlarging(pieces=GeneratedPieces(system=broken, tile_px=64, overlap_px=64), target=Enlargement(scale=2))
     with pytest.raises(BadResult, match="--on-bad-tile pass"):
         RestoreSlide(work=work, options=OPTIONS, **fields)(Job(source, tmp_path / "out.tif"))
     (tmp_path / "passed").mkdir()
     RestoreSlide(work=work, options=replace(OPTIONS, on_bad_tile="pass"), **fields)(Job(source, target := tmp_path / "passed" / "out.tif"))
     assert read_provenance(target).parameters["not_finite"] == 4
+    events = json.loads((tmp_path / "passed" / "out.tif.provenance.json").read_text())["events"]
+    assert {(event["y_px"], event["x_px"]) for event in events} == {(0, 0), (0, 32), (32, 0), (32, 32)}
     assert level_pixels(target).std() > 5
+
+
+@pytest.mark.parametrize("coarse_only", [False, True])
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_small_images_and_infinite_values_are_told_too(coarse_only, value):
+    torch.manual_seed(0)
+    broken = HistoDiffusion.of(HistoDiffusionConfig.nano()).eval()
+    broken = broken.with_settings(replace(broken.settings, colours="none"))
+    for last in (broken.sampler.autoencoder.model.decoder.conv_out, broken.restoration.conv_last):
+        nn.init.constant_(last.bias, value)
+    pieces = GeneratedPieces(system=broken, tile_px=32, overlap_px=32, coarse_only=coarse_only)
+    for size in ((6, 40), (40, 40)):
+        rows, columns = pieces.cuts(size, (2 * size[0], 2 * size[1]))
+        made = pieces.make(torch.rand(1, 3, *size), rows[0], columns[0], size, (2 * size[0], 2 * size[1]))
+        assert made.isnan().all()
+    with pytest.raises(BadResult):
+        (broken.coarse if coarse_only else broken.upscale)(torch.rand(1, 3, 20, 20), scale=2)
+
+
+def test_a_thin_image_is_not_blown_up(model, generator):
+    image, seen = torch.rand(1, 3, 1, 600, generator=generator), []
+    handle = model.restoration.register_forward_pre_hook(lambda _module, args: seen.append(tuple(args[0].shape[-2:])))
+    assert model.coarse(image, scale=1).shape == (1, 3, 1, 600)
+    handle.remove()
+    assert max(seen[0]) < 700
 
 
 @pytest.mark.parametrize(
@@ -244,6 +278,7 @@ def test_the_coarse_stage_generates_nothing_and_is_not_marked(tmp_path, run):
         (["--steps", "1001"], "--steps or --sampler: steps must be between 1 and the 1000"),
         (["--steps", "3", "--coarse-only"], "which --coarse-only leaves out"),
         (["--seed", "-1"], "--seed -1 must not be negative"),
+        (["--seed", "3", "--coarse-only"], "--seed 3 belongs to the second stage"),
         (["--tile", "36"], "--tile 36 must be a multiple of 16 px of the output"),
         (["--sampler", "euler"], "--sampler"),
     ],
@@ -263,6 +298,30 @@ def test_a_model_that_draws_nothing_refuses_wishes_for_drawing(tmp_path, run, wo
     code, _, err = run(tmp_path / "in.png", "-o", tmp_path / "out.png", "--scale", 2, *words, model="iste-tiny")
     assert code == 2
     assert f"{words[0]}: only for generative models" in err
+
+
+def test_the_default_model_is_the_packages_whatever_lies_here(tmp_path, monkeypatch):
+    (tmp_path / "iste-tiny").mkdir()
+    monkeypatch.chdir(tmp_path)
+    assert ready_upscaler(UpscaleOptions(target=Enlargement(scale=2))).model_id == "iste-tiny"
+
+
+def test_pieces_suit_the_model_and_all_of_its_settings_are_in_the_record(model, tmp_path):
+    records = []
+    for name, changes in (("a", {}), ("b", {"colours": "none"}), ("c", {"start": "cond"}), ("d", {"tile_px": 96})):
+        model.with_settings(replace(model.settings, **changes)).save_pretrained(tmp_path / name)
+        ready = ready_upscaler(UpscaleOptions(target=Enlargement(scale=2), model=str(tmp_path / name), sampler="ddim", steps=3))
+        assert ready.pieces.system.settings == replace(model.settings, **changes, sampler="ddim", steps=3)
+        assert ready.tile_px >= 1024
+        assert ready.overlap_px >= 1.5 * ready.pieces.system.settings.tile_px
+        records.append(str(ready.parameters))
+    assert len(set(records)) == 4
+
+
+def test_outputs_among_marked_inputs_are_refused(tmp_path):
+    Image.fromarray(tissue_pixels(30, 30)).save(tmp_path / "a.png")
+    with pytest.raises(PlanError, match="would lie among the inputs"):
+        plan_outputs([tmp_path], tmp_path, mark=".generated")
 
 
 def test_what_a_model_is_is_known_before_its_weights_are_read(folder, tmp_path):
@@ -291,17 +350,35 @@ def test_an_evaluation_compares_both_stages_with_interpolation(tmp_path, folder,
 def test_signals_of_an_enlargement_say_what_they_are_named_after(size, generator):
     large = F.interpolate(torch.rand(1, 3, 6, 7, generator=generator), size=size, mode="bicubic").clamp(0.1, 0.9)
     small = resized(large, (size[0] // 3, size[1] // 3))
-    samples = torch.cat([large, large + 0.02, large + 0.04])
-    told = enlargement_signals(small, large, samples, window_px=2.0)
+    variance = torch.full((1, 1, *size), 0.02**2)
+    told = enlargement_signals(small, large, variance, window_px=2.0)
     assert torch.allclose(told.spread, torch.full_like(told.spread, 0.02 * 255), atol=1e-2)
     assert told.residual.max() < 1e-3
     assert not told.defocus_um.any()
-    assert torch.allclose(told.beyond_cutoff, told.change, atol=1e-3)
     bicubic = resized(small, size)
-    assert enlargement_signals(small, bicubic, samples, window_px=2.0).change.max() < 1e-3
-    shifted = enlargement_signals(small, (large + 0.05).clamp(0, 1), samples[:1], window_px=2.0)
+    assert enlargement_signals(small, bicubic, variance, window_px=2.0).change.max() < 1e-3
+    shifted = enlargement_signals(small, large + 0.05, None, window_px=2.0)
     assert torch.allclose(shifted.residual, torch.full_like(shifted.residual, 0.05 * 255), atol=0.05)
+    # what is lost in the small image is the same, where it went from interpolation is not
+    assert torch.allclose(shifted.beyond_cutoff, told.beyond_cutoff, atol=1e-2)
+    assert (shifted.change - told.change).abs().max() > 1
     assert not shifted.spread.any()
+    slope = torch.arange(size[1]).div(100).expand(1, 3, *size)
+    inside = enlargement_signals(small, slope, None, window_px=0.5).structure[..., 10:-10]
+    assert torch.allclose(inside, torch.full_like(inside, 2.55), atol=1e-2)
+    wider = enlargement_signals(small, large, variance, window_px=6.0)
+    assert wider.structure.std() < told.structure.std()
+
+
+def test_samples_have_the_variance_of_all_of_them(generator):
+    images, samples = torch.rand(5, 3, 6, 7, generator=generator), Samples()
+    for image in images:
+        samples.add(image[None])
+    assert torch.allclose(samples.variance(), sample_variance(images), atol=1e-6)
+    alone = Samples()
+    alone.add(images[:1])
+    with pytest.raises(ValueError, match="1 samples have no spread"):
+        alone.variance()
 
 
 RISK = RiskModel(steps=2, exponents={"spread": 0.5, "change": 0.5}, scores=(-3.0, 5.0), errors=(0.0, 40.0))
@@ -323,8 +400,10 @@ def test_the_risk_map_is_that_of_the_image_beside_it(tmp_path, run, calibrated, 
     assert {"in.generated.png", "in.generated.risk.png", "in.generated.risk.tiff"} < set(files_in(tmp_path / "out"))
     small = from_uint8(pixels)
     large = model.upscale(small, scale=2, seed=5)
-    samples = torch.cat([model.upscale(small, scale=2, seed=seed) for seed in (6, 7)])
-    expected = RISK.expected_error(enlargement_signals(small, large, samples, window_px=4.0))
+    samples = Samples()
+    for seed in (6, 7):
+        samples.add(model.upscale(small, scale=2, seed=seed))
+    expected = RISK.expected_error(enlargement_signals(small, large, samples.variance(), window_px=4.0))
     assert (read_risk(tmp_path / "out" / "in.generated.risk.tiff") - expected).abs().max() < 0.05
     assert expected.std() > 0.1
     record = read_provenance(tmp_path / "out" / "in.generated.risk.tiff")
@@ -337,7 +416,8 @@ def test_the_risk_map_is_that_of_the_image_beside_it(tmp_path, run, calibrated, 
     ("words", "told"),
     [
         (["--risk-map", "--risk-seeds", "1"], "--risk-seeds 1 gives no spread"),
-        (["--risk-map", "--steps", "1"], "restoring with 1 steps was never calibrated, only with 2"),
+        (["--risk-map", "--steps", "1"], "the risk of ddpm with 1 steps was never calibrated, only of ddpm with 2 steps"),
+        (["--risk-map", "--sampler", "ddim"], "the risk of ddim with 2 steps was never calibrated"),
         (["--risk-map", "--coarse-only"], "nothing is generated here"),
         (["--risk-seeds", "3"], "--risk-seeds belongs to --risk-map"),
         (["--risk-map", "--pyramid"], "--risk-map"),
@@ -356,6 +436,15 @@ def test_weights_without_a_model_of_risk_say_what_to_do(tmp_path, run):
     code, _, err = run(tmp_path / "in.png", "-o", tmp_path / "out.generated.png", "--scale", 2, "--risk-map")
     assert code == 2
     assert "holds no risk.json" in err
+    assert "calibrate_enlargement_risk.py" in err
+
+
+def test_risk_of_other_weights_is_refused(tmp_path, run, calibrated):
+    RiskModels(weights_sha256="ab" * 32, models=(RISK,)).save(calibrated)
+    Image.fromarray(tissue_pixels(30, 30)).save(tmp_path / "in.png")
+    code, _, err = run(tmp_path / "in.png", "-o", tmp_path / "o.generated.png", "--scale", 2, "--risk-map", model=calibrated)
+    assert code == 2
+    assert "was calibrated for other weights" in err
 
 
 def test_the_calibration_writes_a_model_that_the_command_takes(tmp_path, run, folder, monkeypatch, capsys):

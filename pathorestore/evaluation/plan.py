@@ -337,6 +337,8 @@ def _upscaler(options: EvaluateOptions, name: str, where: str, *, coarse_only: b
         device=options.restore.device,
         coarse_only=coarse_only,
     )
+    if coarse_only and not is_generative(replace(wishes, coarse_only=False)):
+        raise ValueError(f"--coarse {name}={where}: this model has one stage; name it with --model")
     if is_generative(wishes):  # the others have no steps and draw nothing
         wishes = replace(wishes, steps=options.restore.steps, sampler=options.sampler, seed=options.restore.seed)
     ready = ready_upscaler(wishes)

@@ -135,6 +135,8 @@ def plan_outputs(inputs: Sequence[str | Path], output: str | Path, *, mark: str 
             why = "the input is a folder" if len(paths) == 1 else "there are several inputs"
             raise PlanError(f"{why}, so the output must be a folder, but {target} is named like a file; try -o {target.with_suffix('')}/")
         check_folders(target)
+        if mark and any(path.is_dir() and path.resolve() == target.resolve() for path in paths):
+            raise PlanError(f"{target}: the outputs would lie among the inputs, and be inputs next time; name another folder")
         jobs = [job for path in paths for job in _jobs_under(path, target, mark)]
     jobs = list(dict.fromkeys(jobs))  # the same input named twice
     _check_collisions(jobs)

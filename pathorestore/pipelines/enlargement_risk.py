@@ -8,7 +8,7 @@ from torch import Tensor
 
 from pathorestore.degradations.acquisition import gaussian_blur
 from pathorestore.degradations.resize import resized
-from pathorestore.functional.trust import Signals, amplitude, sample_variance, structure_energy
+from pathorestore.functional.trust import Signals, amplitude, structure_energy
 from pathorestore.image import check_image
 from pathorestore.pipelines.enlarge import enlarged
 from pathorestore.pipelines.generate import GeneratedPieces
@@ -21,24 +21,45 @@ if TYPE_CHECKING:
 DEFAULT_SEEDS = 3
 ENLARGEMENT_RISK_NOTICE = "expected error of AI-generated detail in grey levels of 255, calibrated on reduced images; not for diagnosis"
 _LEVELS = 255.0
+_REMEDY = "calibrate this model with benchmarks/calibrate_enlargement_risk.py (docs/generate.md), or leave the risk map out"
 
 
-def enlargement_signals(small: Tensor, large: Tensor, samples: Tensor, *, window_px: float) -> Signals:
+class Samples:
+    """Images of one size that come one after the other, of which only sums are kept. Source: Welford, Technometrics 4 (1962) 419-420."""
+
+    def __init__(self) -> None:
+        self.count, self._mean, self._squares = 0, torch.zeros(()), torch.zeros(())
+
+    def add(self, image: Tensor) -> None:
+        """One more, 1 3 H W."""
+        self.count += 1
+        before = image - self._mean
+        self._mean = self._mean + before / self.count
+        self._squares = self._squares + before * (image - self._mean)
+
+    def variance(self) -> Tensor:
+        """Unbiased, mean over the colours, 1 1 H W. Raises ValueError for fewer than two images."""
+        if self.count < 2:
+            raise ValueError(f"{self.count} samples have no spread; expected at least 2")
+        return (self._squares / (self.count - 1)).mean(1, keepdim=True)
+
+
+def enlargement_signals(small: Tensor, large: Tensor, variance: Tensor | None, *, window_px: float) -> Signals:
     """`Signals` of a large image 1 3 H W drawn from a small one 1 3 h w, both in [0, 1], in grey levels of 255.
 
-    samples: n 3 H W, the image drawn from n >= 2 other seeds; fewer leave the spread zero. residual: what the large image, made small
+    variance: 1 1 H W, over images of other seeds, see `Samples`; None leaves the spread zero. residual: what the large image, made small
     again, leaves unexplained; beyond_cutoff: what of it does not survive being made small; change: how far it is from interpolation; the
     others as there, with no defocus. window_px: of the smoothing. Raises ValueError for what are no such images.
     """
     check_image(small, name="small")
     check_image(large, name="large")
-    size, small_size = (large.shape[-2], large.shape[-1]), (small.shape[-2], small.shape[-1])
-    again = resized(large, small_size)
+    size = (large.shape[-2], large.shape[-1])
+    again, before = resized(resized(large, (small.shape[-2], small.shape[-1])), size), resized(small, size)
     energies = (
-        sample_variance(samples) if len(samples) > 1 else large.new_zeros(1, 1, *size),
-        (resized(again, size) - resized(small, size)).square().mean(1, keepdim=True),
-        (large - resized(again, size)).square().mean(1, keepdim=True),
-        (large - resized(small, size)).square().mean(1, keepdim=True),
+        large.new_zeros(1, 1, *size) if variance is None else variance,
+        (again - before).square().mean(1, keepdim=True),
+        (large - again).square().mean(1, keepdim=True),
+        (large - before).square().mean(1, keepdim=True),
         structure_energy(large),
     )
     spread, residual, beyond, change, structure = (amplitude(gaussian_blur(one, sigma_px=window_px)) * _LEVELS for one in energies)
@@ -73,12 +94,12 @@ class EnlargementRisk:
         return self.model.expected_error(self.signals(before, after))
 
     def _of_one(self, small: Tensor, large: Tensor) -> Signals:
-        size, runs = (large.shape[-2], large.shape[-1]), []
+        samples = Samples()
         for further in range(1, self.seeds + 1):
             pieces = replace(self.pieces, seed=self.pieces.seed + further)
-            runs.append(enlarged(pieces, small, size, device=self.device, progress=self.progress))
-        samples = torch.cat(runs) if runs else large[:0]
-        return enlargement_signals(small, large, samples, window_px=self.model.settings.window_px)
+            samples.add(enlarged(pieces, small, (large.shape[-2], large.shape[-1]), device=self.device, progress=self.progress))
+        variance = samples.variance() if self.seeds else None
+        return enlargement_signals(small, large, variance, window_px=self.model.settings.window_px)
 
 
 def ready_enlargement_risk(
@@ -89,12 +110,19 @@ def ready_enlargement_risk(
     Raises ValueError, saying what to do, for models that generate nothing, where there is none, one of other weights, or one for another
     number of steps; and for too few seeds.
     """
-    from pathorestore.hub import locate
+    from pathorestore.hub import load_settings, locate
+    from pathorestore.pipelines.controlled import SamplingSettings
 
     if not (ready.generative and isinstance(ready.pieces, GeneratedPieces)):
         raise ValueError("--risk-map tells where generated detail may be wrong, and nothing is generated here; leave it out")
     folder = locate(options.model or "", revision=options.revision)
-    model = RiskModels.load(folder, weights_sha256=ready.weights_sha256).for_steps(ready.pieces.passes)
+    models = RiskModels.load(folder, weights_sha256=ready.weights_sha256, remedy=_REMEDY)
+    stored, used = load_settings(folder, SamplingSettings, system="HistoDiffusion"), ready.pieces.system.settings
+    known = [model.steps for model in models.models]
+    if used.steps not in known or used.sampler != stored.sampler:
+        ways = ", ".join(f"{stored.sampler} with {steps} steps" for steps in known)
+        raise ValueError(f"the risk of {used.sampler} with {used.steps} steps was never calibrated, only of {ways}; leave --risk-map out")
+    model = models.for_steps(used.steps)
     if model.needs_spread and seeds < 2:
         raise ValueError(f"--risk-seeds {seeds} gives no spread; take at least 2, {DEFAULT_SEEDS} is the default")
     return EnlargementRisk(ready.pieces, model, seeds=seeds, device=ready.device, progress=progress)

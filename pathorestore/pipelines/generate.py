@@ -10,12 +10,13 @@ import torch
 from torch import Tensor
 
 from pathorestore.nn.implicit import Lattice, bicubic_on
+from pathorestore.pipelines.batch import BadResult
 from pathorestore.pipelines.enlarge import Cut, Cuts, Size, unheard
 
 if TYPE_CHECKING:
     from pathorestore.pipelines.histo_diffusion import HistoDiffusion
 
-_TRIAL_STEPS = 2
+_TRIAL_STEPS = (2, 5)
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -59,22 +60,31 @@ class GeneratedPieces:
         places = (cut.coordinates(length, out, beyond_px=beyond) for cut, length, out in zip(cuts, size, out_size, strict=True))
         enlarged = bicubic_on(part, Lattice(*places)).clamp(0, 1)
         top, left = (cut.worked(out, beyond_px=beyond)[0] for cut, out in zip(cuts, out_size, strict=True))
-        made = torch.cat([self._region(one[None], (top, left), heard) for one in enlarged])
+        # of a batch, progress is told by the last
+        hears = [unheard] * (len(enlarged) - 1) + [heard]
+        made = torch.cat([self._region(one[None], (top, left), hear) for one, hear in zip(enlarged, hears, strict=True)])
         return made[..., down.made[0] - top : down.made[1] - top, across.made[0] - left : across.made[1] - left]
 
     def seconds_per_pass(self, down: Cut, across: Cut, device: str) -> float:
-        """See `Pieces`: from a few steps on one tile of the diffusion, times as many as cover such a region."""
-        settings = self.system.settings
+        """See `Pieces`: from one tile of the diffusion with few steps and with more, times as many as cover such a region."""
+        settings, sides = self.system.settings, [cut.made[1] - cut.made[0] + 2 * self.overlap_px for cut in (down, across)]
         tile = torch.full((1, 3, settings.tile_px, settings.tile_px), 0.8, device=device)
-        trial = replace(self, system=self.system.with_settings(replace(settings, steps=min(settings.steps, _TRIAL_STEPS))))
+        if self.coarse_only:
+            return self._seconds(tile, settings.steps) * math.prod(sides) / settings.tile_px**2
+        tiles = math.prod(max(1.0, side / self.system.sampler.grid_px - 1) for side in sides)
+        few, more = (self._seconds(tile, steps) for steps in _TRIAL_STEPS)
+        step = max(more - few, 0.0) / (_TRIAL_STEPS[1] - _TRIAL_STEPS[0])
+        around = max(few - _TRIAL_STEPS[0] * step, 0.0)  # both stages' networks before and after the steps
+        return (step + around / settings.steps) * tiles
+
+    def _seconds(self, tile: Tensor, steps: int) -> float:
+        settings = self.system.settings
+        trial = replace(self, system=self.system.with_settings(replace(settings, steps=min(steps, settings.process.steps - 1))))
         start = perf_counter()
         for _ in range(2):  # the first is slower
             start = perf_counter()
-            trial._region(tile, (0, 0), unheard)
-        tiles = math.prod(
-            max(1.0, (cut.made[1] - cut.made[0] + 2 * self.overlap_px) / self.system.sampler.grid_px - 1) for cut in (down, across)
-        )
-        return (perf_counter() - start) / trial.passes * tiles
+            float(trial._region(tile, (0, 0), unheard).sum())  # waits for an accelerator
+        return perf_counter() - start
 
     def _is_small(self, out_size: Size) -> bool:
         return min(out_size) < self.system.settings.min_px
@@ -91,9 +101,12 @@ class GeneratedPieces:
             yield Cut(read=(max(0, low - 1), min(length, high + 3)), made=made)
 
     def _whole(self, image: Tensor, out_size: Size, heard: Callable[[], None]) -> Tensor:
-        if not self.coarse_only:
-            return self.system.upscale(image, out_size=out_size, seed=self.seed, progress=lambda *_: heard())
-        made = self.system.coarse(image, out_size=out_size)
+        try:
+            if not self.coarse_only:
+                return self.system.upscale(image, out_size=out_size, seed=self.seed, progress=lambda *_: heard())
+            made = self.system.coarse(image, out_size=out_size)
+        except BadResult:  # told by whoever knows what to do about it
+            made = image.new_full((len(image), 3, *out_size), math.nan)
         heard()
         return made
 

@@ -7,7 +7,7 @@ follows DiffBIR (Lin et al., ECCV 2024), which it adapts.
 import math
 import os
 from dataclasses import dataclass
-from typing import Self
+from typing import NamedTuple, Self
 
 import torch
 from torch import Tensor, nn
@@ -20,12 +20,14 @@ from pathorestore.models.autoencoder import AutoencoderConfig, LatentAutoencoder
 from pathorestore.models.controlled import ControlNet, LatentUNet, LatentUNetConfig
 from pathorestore.models.stable_diffusion import load_stable_diffusion
 from pathorestore.models.swinir import SwinIR, SwinIRConfig
+from pathorestore.nn.implicit import Lattice, bicubic_on
 from pathorestore.pipelines.batch import BadResult
 from pathorestore.pipelines.controlled import ControlledSampler, SamplingSettings
 from pathorestore.pipelines.enlarge import Size, target_size
 from pathorestore.pipelines.restorer import Progress, silent
 
 _SYSTEM = "HistoDiffusion"
+_LONGEST_PX = 4096
 _PARTS: dict[str, type[Pretrained]] = {
     "restoration": SwinIR,
     "autoencoder": LatentAutoencoder,
@@ -149,7 +151,7 @@ class HistoDiffusion(nn.Module):
         Each image is as it would be alone. progress: steps of the sampler. Raises ValueError for anything but one of scale and out_size,
         for sizes below 1 px, and beyond 16 times; BadResult for values that are not finite.
         """
-        enlarged, wanted = self._enlarged(image, scale=scale, out_size=out_size)
+        working = self._enlarged(image, scale=scale, out_size=out_size)
         large, total = [], len(image) * self.settings.steps
         # one by one: kernels choose their order of summation by the size of a batch
         for index in range(len(image)):
@@ -157,21 +159,18 @@ class HistoDiffusion(nn.Module):
             def step(done: int, steps: int, *, before: int = index) -> None:
                 progress(before * steps + done, total)
 
-            made = self.region(enlarged[index : index + 1], seed=seed, progress=step)
-            if not bool(made.isfinite().all()):
-                raise BadResult(f"the model gave values that are not finite for image {index} of {len(image)}")
-            large.append(self._brought_back(made, wanted))
+            large.append(working.back(_finite(self.region(working.image[index : index + 1], seed=seed, progress=step))))
         return torch.cat(large)
 
     @torch.no_grad()
     def coarse(self, image: Tensor, *, scale: float | None = None, out_size: Size | None = None) -> Tensor:
         """What the restoration module alone makes of images; sizes and errors as for `upscale`."""
-        enlarged, wanted = self._enlarged(image, scale=scale, out_size=out_size)
-        return torch.cat([self._brought_back(self.coarse_region(one[None]), wanted) for one in enlarged])
+        working = self._enlarged(image, scale=scale, out_size=out_size)
+        return torch.cat([working.back(_finite(self.coarse_region(one[None]))) for one in working.image])
 
     @torch.no_grad()
     def region(self, part: Tensor, *, origin_px: tuple[int, int] = (0, 0), seed: int = 0, progress: Progress = silent) -> Tensor:
-        """Restore a part 1 3 h w, in [0, 1], of an image that has its final size already; clamped.
+        """Restore a part 1 3 h w, in [0, 1], of an image that has its final size already; clamped, NaN where it is not finite.
 
         origin_px: (y, x) of its corner in the image, multiples of `grid_px`; so must be its sides, unless it ends with the image. Noise and
         tiles are those of the whole image; far enough from the edges of a part the result is, too. Raises ValueError for an origin off the
@@ -179,13 +178,12 @@ class HistoDiffusion(nn.Module):
         """
         if any(place % self.grid_px for place in origin_px):
             raise ValueError(f"origin_px={origin_px} must be multiples of {self.grid_px}, where tiles and noise of the whole image lie")
-        made: Tensor = self.sampler(self._coarse(part), noise=NoiseField(seed, (origin_px,)), progress=progress)
-        return made.clamp(0, 1)
+        return _clamped(self.sampler(self._coarse(part), noise=NoiseField(seed, (origin_px,)), progress=progress))
 
     @torch.no_grad()
     def coarse_region(self, part: Tensor) -> Tensor:
-        """What the restoration module alone makes of a part; clamped."""
-        return self._coarse(part).clamp(0, 1)
+        """What the restoration module alone makes of a part; clamped, NaN where it is not finite."""
+        return _clamped(self._coarse(part))
 
     def save_pretrained(self, folder: str | os.PathLike[str], *, card: ModelCard | None = None, dtype: torch.dtype | None = None) -> None:
         """Write one sub-folder per part, and the settings. dtype: storage type of the weights, such as torch.float16."""
@@ -215,15 +213,43 @@ class HistoDiffusion(nn.Module):
         restored: Tensor = self.restoration(self.settings.padded_to_multiple(part, self._multiple_px))
         return restored[..., : part.shape[-2], : part.shape[-1]].float()
 
-    def _enlarged(self, image: Tensor, *, scale: float | None, out_size: Size | None) -> tuple[Tensor, Size]:
-        """Images at the size they are worked on, no side below `min_px`, and the wanted size."""
+    def _enlarged(self, image: Tensor, *, scale: float | None, out_size: Size | None) -> "_Working":
+        """Images at the size they are worked on, no side below `min_px`."""
         check_image(image)
         height, width = wanted = target_size((image.shape[-2], image.shape[-1]), scale=scale, out_size=out_size)
-        least, enlarged = self.settings.min_px, resized(image.float(), wanted)
-        if self.settings.small == "pad":
-            return self.settings.padded(enlarged, max(height, least), max(width, least)), wanted
+        least, enlarged = self.settings.min_px, _interpolated(image.float(), wanted)
         times = max(1.0, least / min(wanted))
-        return resized(enlarged, (round(height * times), round(width * times))), wanted
+        # resized to the least side, the long one of a thin image would grow beyond all measure
+        if self.settings.small == "pad" or (times > 1 and times * max(wanted) > _LONGEST_PX):
+            return _Working(self.settings.padded(enlarged, max(height, least), max(width, least)), wanted, True)
+        return _Working(resized(enlarged, (round(height * times), round(width * times))), wanted, False)
 
-    def _brought_back(self, large: Tensor, wanted: Size) -> Tensor:
-        return large[..., : wanted[0], : wanted[1]] if self.settings.small == "pad" else resized(large, wanted)
+
+class _Working(NamedTuple):
+    """Images at the size they are worked on. wanted: the size they are to have. padded: whether they just go on beyond it."""
+
+    image: Tensor
+    wanted: Size
+    padded: bool
+
+    def back(self, large: Tensor) -> Tensor:
+        """What was made of them, at the wanted size."""
+        return large[..., : self.wanted[0], : self.wanted[1]] if self.padded else resized(large, self.wanted)
+
+
+def _interpolated(image: Tensor, size: Size) -> Tensor:
+    """As pieces of large images are, where nothing shrinks."""
+    if size[0] < image.shape[-2] or size[1] < image.shape[-1]:
+        return resized(image, size)
+    return bicubic_on(image, Lattice.of(size)).clamp(0, 1)
+
+
+def _clamped(made: Tensor) -> Tensor:
+    """Within [0, 1], and NaN for what is infinite, which else would pass for white or black."""
+    return torch.where(made.isfinite(), made.clamp(0, 1), made.new_tensor(float("nan")))
+
+
+def _finite(made: Tensor) -> Tensor:
+    if not bool(made.isfinite().all()):
+        raise BadResult("the model gave values that are not finite; its weights or settings are broken")
+    return made

@@ -22,6 +22,7 @@ from pathorestore.hub_codec import ConfigError, decode, encode
 
 RISK_FILE = "risk.json"
 _FORMAT = 1
+_REMEDY = "calibrate this model with benchmarks/calibrate_risk.py (docs/trust.md), or leave the risk map out"
 _FLOOR = 0.1  # of a grey level, or of a um: below it a signal says nothing
 # shares of the pixels between which the curve has its knots; closer where risks are high, since those are looked at
 _KNOTS = (0.0, 0.02, 0.05, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 0.95, 0.98, 0.995, 1.0)
@@ -111,14 +112,13 @@ class RiskModels:
         return path
 
     @classmethod
-    def load(cls, folder: str | os.PathLike[str], *, weights_sha256: str | None = None) -> Self:
-        """Read risk.json of a folder of weights. weights_sha256: those that are in use.
+    def load(cls, folder: str | os.PathLike[str], *, weights_sha256: str | None = None, remedy: str = _REMEDY) -> Self:
+        """Read risk.json of a folder of weights. weights_sha256: those that are in use. remedy: what to do where it does not fit.
 
         Raises ValueError, saying what to do, if there is none or it was calibrated for other weights, ConfigError if it holds anything but
         exactly these fields.
         """
         path = Path(folder) / RISK_FILE
-        remedy = "calibrate this model with benchmarks/calibrate_risk.py (docs/trust.md), or leave the risk map out"
         if not path.is_file():
             raise ValueError(f"{folder} holds no {RISK_FILE}, so nothing is known of its errors; {remedy}")
         models = decode(cls, _content(path), where=f"{path}: risk")

@@ -1,5 +1,6 @@
 """From the wishes of a user to an upscaler that is ready: which system, how it works, on which device, in which pieces."""
 
+import hashlib
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -47,6 +48,8 @@ class UpscaleOptions:
             raise ValueError("--revision belongs to a hub repository; name it with --model owner/name")
         if self.coarse_only and (self.steps is not None or self.sampler is not None):
             raise ValueError("--steps and --sampler belong to the second stage, which --coarse-only leaves out; give one of them")
+        if self.coarse_only and self.seed:
+            raise ValueError(f"--seed {self.seed} belongs to the second stage, which --coarse-only leaves out; give one of them")
         if self.steps is not None and self.steps < 1:
             raise ValueError(f"--steps {self.steps} must be at least 1")
         if self.seed < 0:
@@ -93,9 +96,10 @@ def ready_upscaler(options: UpscaleOptions) -> ReadyUpscaler:
 
 
 def _system(options: UpscaleOptions) -> tuple[str, Path]:
-    from pathorestore.hub import WeightsError, locate, stored_system
+    from pathorestore.hub import EMBEDDED_WEIGHTS, WeightsError, locate, stored_system
 
-    folder = locate(options.model or DEFAULT_UPSCALER, revision=options.revision)
+    # the default is the package's, whatever lies in the current folder
+    folder = EMBEDDED_WEIGHTS / DEFAULT_UPSCALER if options.model is None else locate(options.model, revision=options.revision)
     system = stored_system(folder)
     if system not in _MAKERS:
         raise WeightsError(f"{folder} holds a {system}, which does not enlarge; expected one of {', '.join(_MAKERS)}")
@@ -103,7 +107,7 @@ def _system(options: UpscaleOptions) -> tuple[str, Path]:
 
 
 def _iste(options: UpscaleOptions, device: str) -> ReadyUpscaler:
-    from pathorestore.pipelines.iste import ISTE
+    from pathorestore.pipelines.iste import ISTE, load_default
 
     if refused := options.for_generative():
         raise ValueError(f"{', '.join(refused)}: only for generative models, such as --model histo-diffusion-tiny; this one draws nothing")
@@ -115,7 +119,8 @@ def _iste(options: UpscaleOptions, device: str) -> ReadyUpscaler:
             f"--overlap {overlap} must lie in {LEAST_OVERLAP_PX}..{(tile - 1) // 2}, below half of --tile {tile}; with less, the borders "
             "of tiles show"
         )
-    system = ISTE.from_pretrained(options.model or DEFAULT_UPSCALER, revision=options.revision).to(device)
+    system = load_default() if options.model is None else ISTE.from_pretrained(options.model, revision=options.revision)
+    system = system.to(device)
     return ReadyUpscaler(
         pieces=DrawnPieces(enlarger=system, tile_px=tile, overlap_px=overlap),
         device=device,
@@ -138,7 +143,7 @@ def _histo_diffusion(options: UpscaleOptions, device: str) -> ReadyUpscaler:
     tile = _chosen(options.tile_px, round_up(max(1024, 2 * settings.tile_px), grid))
     overlap = _chosen(options.overlap_px, round_up(3 * settings.tile_px // 2, grid))  # beyond that regions agree
     pieces = GeneratedPieces(system=system, tile_px=tile, overlap_px=overlap, seed=options.seed, coarse_only=options.coarse_only)
-    sampling: dict[str, Parameter] = {"steps": settings.steps, "sampler": settings.sampler, "start": settings.start}
+    sampling: dict[str, Parameter] = {"steps": settings.steps, "sampler": settings.sampler}
     return ReadyUpscaler(
         pieces=pieces,
         device=device,
@@ -151,6 +156,7 @@ def _histo_diffusion(options: UpscaleOptions, device: str) -> ReadyUpscaler:
             "overlap_px": overlap,
             "generative": not options.coarse_only,
             **({} if options.coarse_only else sampling),
+            "settings": hashlib.sha256(repr(settings).encode()).hexdigest()[:16],  # of the rest of them
             "device": device,
         },
         generative=not options.coarse_only,

@@ -144,9 +144,15 @@ class EnlargingRun:
         if event.kind == "unreadable":
             height, width = self.source.facts.stored_tile_px
             return self._on_output((event.y_px, event.x_px)), self._on_output((event.y_px + height, event.x_px + width))
-        down = next(cut for cut in self.rows if cut.read[0] == event.y_px)
-        across = next(cut for cut in self.columns if cut.read[0] == event.x_px)
+        down, across = (
+            next(cut for cut in cuts if self.place(cut, axis) == at)
+            for axis, (cuts, at) in enumerate(((self.rows, event.y_px), (self.columns, event.x_px)))
+        )
         return (down.made[0], across.made[0]), (down.made[1], across.made[1])
+
+    def place(self, cut: Cut, axis: int) -> int:
+        """Where on an axis of the slide lies what a tile makes; neighbours may read from the same place on."""
+        return cut.made[0] * self.size[axis] // self.out_size[axis]
 
     def _on_output(self, corner: Size) -> Size:
         return round(corner[0] * self.height_px / self.size[0]), round(corner[1] * self.width_px / self.size[1])
@@ -185,7 +191,7 @@ class EnlargedStream:
                     f"the model gave values that are not finite for the tile at x={x}, y={y}; --on-bad-tile pass interpolates there and "
                     "marks the place"
                 )
-            self.hearing.event(Event("not finite", y, x))
+            self.hearing.event(Event("not finite", self.run.place(down, 0), self.run.place(across, 1)))
         return self._stored(self._by(DrawnPieces(enlarger=BicubicEnlarger()), part, down, across))
 
     @torch.no_grad()
