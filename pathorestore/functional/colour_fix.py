@@ -15,22 +15,22 @@ RADIUS_PX = 2**LEVELS - 1
 _LEAST_VARIANCE = 1e-5
 
 
-def wavelet(sample: Tensor, reference: Tensor) -> Tensor:
+def wavelet(sample: Tensor, reference: Tensor, *, levels: int = LEVELS) -> Tensor:
     """The detail of images b c h w on the low band of a reference of the same shape; unclamped.
 
-    Five levels a trous: x_{i+1} is x_i blurred with [1 2 1] / 4 along both axes, spread by 2^i px, edges going on. The detail is the sum
-    of x_i - x_{i+1}, which is x_0 - x_5; so the result is the sample plus the low band of what it differs by.
+    Levels a trous, five as published: x_{i+1} is x_i blurred with [1 2 1] / 4 along both axes, spread by 2^i px, edges going on. The
+    detail is the sum of x_i - x_{i+1}, which is x_0 less the last; so the result is the sample plus the low band of what it differs by.
     Source: the colour correction of StableSR (Wang et al., IJCV 2024) and DiffBIR (Lin et al., ECCV 2024).
     """
-    return sample + low_band(reference - sample)
+    return sample + low_band(reference - sample, levels=levels)
 
 
-def low_band(image: Tensor) -> Tensor:
-    """What five dilated blurs leave of images b c h w."""
+def low_band(image: Tensor, *, levels: int = LEVELS) -> Tensor:
+    """What dilated blurs, one for each level, leave of images b c h w."""
     channels = image.shape[1]
     line = image.new_tensor([0.25, 0.5, 0.25])
     kernel = torch.outer(line, line).expand(channels, 1, 3, 3)
-    for level in range(LEVELS):
+    for level in range(levels):
         reach = 2**level
         image = F.conv2d(F.pad(image, (reach,) * 4, mode="replicate"), kernel, dilation=reach, groups=channels)
     return image

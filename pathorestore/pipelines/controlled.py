@@ -21,6 +21,7 @@ from pathorestore.models.controlled import ControlledUNet, ControlNet, LatentUNe
 from pathorestore.pipelines.restorer import Progress, silent
 
 _SEAM_PX = 32
+_DETAIL_LEVELS = 3  # of the wavelet decomposition: structure wider than about 8 px is the coarse image's
 Start = Literal["noise", "cond"]
 Small = Literal["resize", "pad"]
 Padding = Literal["reflect", "constant"]
@@ -40,7 +41,7 @@ class SamplingSettings:
     condition, which is steadier and has a little less detail. tile_px: largest side that the diffusion sees at once. min_px: images with a
     shorter side become so large on the way, by `small`: "resize" enlarges them and goes back, "pad" lets them go on. padding: how images go
     on beyond their edges; "constant" is black, as published. colours: how the result gets those of the coarse image; "adain" does not fit
-    parts; "difference" adds to the coarse image what the diffusion changed of it, so that what a small autoencoder loses is kept.
+    parts; "difference" adds to the coarse image what the diffusion changed of its detail, so that what a small autoencoder loses is kept.
     """
 
     process: GaussianDiffusion = field(default_factory=GaussianDiffusion)
@@ -105,7 +106,8 @@ class ControlledSampler(nn.Module):
         condition = self._encoded(self.settings.padded_to_multiple(coarse, self.multiple_px)).float()
         made = self._decoded(self._sampled(condition, noise, progress))[..., :height, :width].float()
         if self.settings.colours == "difference":
-            return coarse + made - self._decoded(condition)[..., :height, :width].float()
+            changed = coarse + made - self._decoded(condition)[..., :height, :width].float()
+            return wavelet(changed, coarse, levels=_DETAIL_LEVELS)
         return _COLOURS[self.settings.colours](made, coarse)
 
     @property
