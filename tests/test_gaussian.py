@@ -187,3 +187,25 @@ def test_tiles_with_less_overlap_start_where_the_others_do(height, width, half, 
         assert {rows.start for rows in seen} == {*range(0, height - side + 1, half), height - side}
     else:
         assert all(rows == slice(0, height) for rows in seen)
+
+
+@pytest.mark.parametrize("prediction", ["epsilon", "v_prediction"])
+@pytest.mark.parametrize("t", [0, 37, 500, 999])
+def test_what_is_predicted_tells_the_noise_and_the_clean_state(prediction, t, generator):
+    """Diffusers' scheduler defines the velocity."""
+    from diffusers import DDPMScheduler
+
+    process = GaussianDiffusion(prediction=prediction)
+    clean, noise = (torch.randn(2, 4, 5, 6, generator=generator, dtype=torch.float64) for _ in range(2))
+    steps = torch.full((2,), t)
+    state, said = process.noised(clean, steps, noise), process.target(clean, noise, steps)
+    assert torch.allclose(process.noise_in(state, said, t), noise, atol=1e-9)
+    assert torch.allclose(process.clean(state, process.noise_in(state, said, t), t), clean, atol=1e-6)
+    theirs = DDPMScheduler(1000, 0.00085, 0.012, "scaled_linear")
+    expected = noise if prediction == "epsilon" else theirs.get_velocity(clean, noise, steps)
+    assert torch.allclose(said, expected, atol=1e-5)
+
+
+def test_an_unknown_prediction_is_refused():
+    with pytest.raises(ValueError, match="prediction must be one of epsilon, v_prediction; got 'sample'"):
+        GaussianDiffusion(prediction="sample")
