@@ -259,6 +259,18 @@ def test_the_command_marks_what_it_generates(tmp_path, run):
     assert np.array_equal(np.asarray(Image.open(tmp_path / "mine.png")), np.asarray(Image.open(tmp_path / "out" / "image.generated.png")))
 
 
+@pytest.mark.parametrize("pyramid", [[], ["--pyramid"]])
+def test_what_was_generated_stays_so_whatever_is_done_to_it(tmp_path, run, pyramid):
+    Image.fromarray(tissue_pixels(30, 40)).save(tmp_path / "in.png")
+    assert run(tmp_path / "in.png", "-o", tmp_path / "a.generated.tif", "--scale", 2, *pyramid)[0] == 0
+    (tmp_path / "a.generated.tif").rename(tmp_path / "innocent.tif")
+    code, out, _ = run(tmp_path / "innocent.tif", "-o", tmp_path / "b.tif", "--scale", 1.5, model="iste-tiny")
+    assert code == 0
+    assert "the input holds generated detail" in out
+    record = read_provenance(tmp_path / "b.tif")
+    assert (record.notice, record.parameters["generative"], record.model_id) == (GENERATED_NOTICE, True, "iste-tiny")
+
+
 def test_the_coarse_stage_generates_nothing_and_is_not_marked(tmp_path, run):
     Image.fromarray(pixels := tissue_pixels(30, 40)).save(tmp_path / "in.png")
     code, _, err = run(tmp_path / "in.png", "-o", f"{tmp_path}/out/", "--scale", 2, "--coarse-only")

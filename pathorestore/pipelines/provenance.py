@@ -18,6 +18,7 @@ GENERATED_MARK = ".generated"
 """In the names that are suggested for files with generated detail, before the suffix."""
 
 GENERATED_NOTICE = "AI-generated detail, not for diagnosis"
+GENERATED_NOTE = "the input holds generated detail, and so does the output, which says so too"
 SIMULATED_NOTICE = "simulated from another image, not for diagnosis"
 
 PNG_KEYWORD = "pathorestore"
@@ -99,6 +100,15 @@ def read_provenance(path: Path) -> Provenance | None:
         except Exception as error:  # decoders of damaged files raise whatever they met
             reason = str(error) if isinstance(error, ImageFileError) else f"has no readable provenance: {error}"
             raise ImageFileError(f"{path}: {reason}") from error
+
+
+def was_generated(path: Path) -> bool:
+    """Whether a file says that it holds generated detail, which stays generated whatever is done to it; a damaged record says nothing."""
+    try:
+        record = read_provenance(path)
+    except (OSError, ImageFileError):
+        return False
+    return record is not None and record.parameters.get("generative") is True
 
 
 def _from_png(file: BinaryIO) -> str | None:
