@@ -133,6 +133,7 @@ def _work(
         max_pixels=arguments.max_pixels or DEFAULT_MAX_PIXELS,
         progress=bar("tile"),
         notice=ready.notice,
+        knows_compression=ready.knows_compression,
         risk=risk,
         replace_maps=arguments.skip_existing,
         **shared,

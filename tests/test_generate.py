@@ -32,6 +32,8 @@ from pathorestore.slide.source import open_slide
 ensure_torchvision()
 pytest.importorskip("diffusers", reason="the extra `diffusion`")
 
+from histo_samples import awake_nano  # noqa: E402
+
 from pathorestore.pipelines.generate import GeneratedPieces  # noqa: E402
 from pathorestore.pipelines.histo_diffusion import HistoDiffusion, HistoDiffusionConfig  # noqa: E402
 
@@ -39,12 +41,7 @@ from pathorestore.pipelines.histo_diffusion import HistoDiffusion, HistoDiffusio
 @pytest.fixture(scope="module")
 def model():
     """A nano system whose branch is awake, of small tiles and few steps."""
-    torch.manual_seed(0)
-    made = HistoDiffusion.of(HistoDiffusionConfig.nano()).eval()
-    generator = torch.Generator().manual_seed(1)
-    for parameter in made.sampler.denoiser.control.parameters():
-        if not parameter.any():
-            nn.init.normal_(parameter, std=0.1, generator=generator)
+    made = awake_nano()
     return made.with_settings(replace(made.settings, tile_px=32, steps=2))
 
 
@@ -269,6 +266,15 @@ def test_what_was_generated_stays_so_whatever_is_done_to_it(tmp_path, run, pyram
     assert "the input holds generated detail" in out
     record = read_provenance(tmp_path / "b.tif")
     assert (record.notice, record.parameters["generative"], record.model_id) == (GENERATED_NOTICE, True, "iste-tiny")
+
+
+@pytest.mark.parametrize(("words", "warned"), [(["--coarse-only"], False), (None, True)])
+def test_only_a_model_that_never_saw_compression_warns_of_it(tmp_path, run, folder, words, warned):
+    Image.fromarray(tissue_pixels(30, 40)).save(tmp_path / "in.jpg")
+    model = folder if words else "iste-tiny"
+    code, out, _ = run(tmp_path / "in.jpg", "-o", tmp_path / "out.png", "--scale", 2, *(words or []), model=model)
+    assert code == 0
+    assert ("bicubic interpolation may be nearer" in out) == warned
 
 
 def test_the_coarse_stage_generates_nothing_and_is_not_marked(tmp_path, run):

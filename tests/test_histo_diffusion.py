@@ -17,6 +17,8 @@ from pathorestore.nn.implicit import Lattice, bicubic_on
 ensure_torchvision()
 pytest.importorskip("diffusers", reason="the extra `diffusion`")
 
+from histo_samples import awake_nano  # noqa: E402
+
 from pathorestore.models.autoencoder import AutoencoderConfig, LatentAutoencoder  # noqa: E402
 from pathorestore.models.controlled import ControlNet, LatentUNet, LatentUNetConfig  # noqa: E402
 from pathorestore.models.stable_diffusion import load_stable_diffusion  # noqa: E402
@@ -29,13 +31,7 @@ from pathorestore.training import control_of_published, published_autoencoder, p
 @pytest.fixture(scope="module")
 def model():
     """A nano system whose branch is awake."""
-    torch.manual_seed(0)
-    made = HistoDiffusion.of(HistoDiffusionConfig.nano()).eval()
-    generator = torch.Generator().manual_seed(1)
-    for parameter in made.sampler.denoiser.control.parameters():
-        if not parameter.any():
-            nn.init.normal_(parameter, std=0.1, generator=generator)
-    return made
+    return awake_nano()
 
 
 @pytest.fixture

@@ -3,9 +3,9 @@
 import math
 from collections import defaultdict
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 import torch
 from torch import Tensor
@@ -13,13 +13,18 @@ from torch import Tensor
 from pathorestore.evaluation.case_files import named_files
 from pathorestore.evaluation.cases import DEGRADED, Case, CaseKey, Cases, SimulatedDefocus, check_size
 from pathorestore.metrics.fidelity import psnr
+from pathorestore.pipelines.assemble import RestoreOptions
 from pathorestore.pipelines.batch import PlanError
 from pathorestore.pipelines.classical import KnownWiener, UnsharpMask, unsharp_tries, wiener_tries
-from pathorestore.pipelines.enlarge import Pieces, enlarged
+from pathorestore.pipelines.enlarge import Enlargement, Pieces, enlarged
 from pathorestore.pipelines.image_file import read_image_file
 from pathorestore.pipelines.raster import ImageFileError
 from pathorestore.pipelines.restorer import Progress, Restorer, silent
 from pathorestore.pipelines.trust import RiskMap, local_error
+from pathorestore.pipelines.upscalers import UpscaleOptions, is_generative, ready_upscaler
+
+if TYPE_CHECKING:
+    from pathorestore.diffusion.gaussian import SamplerName
 
 _RISK_POINTS = 400  # of an image; neighbours are alike, as errors are taken over a window
 UNSHARP, WIENER, CLEAN = "unsharp mask", "Wiener, PSF known", "clean"
@@ -127,6 +132,23 @@ class Upscaled:
         if case.small is None:
             raise ValueError("only images that were made smaller can be enlarged; add --reduce")
         return enlarged(self.pieces, case.small, (case.clean.shape[-2], case.clean.shape[-1]), device=self.device)
+
+
+def upscaled(
+    name: str, model: str | None, wishes: RestoreOptions, *, scale: float, coarse_only: bool, sampler: "SamplerName | None"
+) -> Upscaled:
+    """An upscaler that is ready; model: None is the default. wishes: device, and for generative ones, as the sampler, steps and seed.
+
+    Raises ValueError where the first stage alone is asked of a model that has one.
+    """
+    options = UpscaleOptions(target=Enlargement(scale=scale), model=model, device=wishes.device, coarse_only=coarse_only)
+    if coarse_only and not is_generative(replace(options, coarse_only=False)):
+        raise ValueError(f"--coarse {name}={model or 'default'}: this model has one stage; name it with --model")
+    if is_generative(options):  # the others have no steps and draw nothing
+        options = replace(options, steps=wishes.steps, sampler=sampler, seed=wishes.seed)
+    ready = ready_upscaler(options)
+    identity = {"model": ready.model_id, "weights_sha256": ready.weights_sha256, **ready.parameters, "seed": options.seed}
+    return Upscaled(name, ready.pieces, identity=identity, device=ready.device)
 
 
 class Sharpened:

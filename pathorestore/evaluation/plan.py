@@ -11,15 +11,13 @@ from pathorestore.degradations.recipes import Setting
 from pathorestore.evaluation.case_files import chosen, files_of_folder, files_of_manifest, read_facts
 from pathorestore.evaluation.cases import CaseKey, Cases, FilePairs, ReducedImages, SimulatedDefocus
 from pathorestore.evaluation.measures import AGREEING, FRECHET, Features, Measure, Tools, chosen_measures, frechet_features
-from pathorestore.evaluation.methods import CLEAN, UNSHARP, WIENER, Degraded, Method, Restored, RestoredFiles, Upscaled, tune, tuned_methods
+from pathorestore.evaluation.methods import CLEAN, UNSHARP, WIENER, Degraded, Method, Restored, RestoredFiles, tune, tuned_methods, upscaled
 from pathorestore.evaluation.run import Evaluation, state
 from pathorestore.evaluation.summarise import Grouping, Question
 from pathorestore.pipelines.assemble import RestoreOptions, ready_restorer
 from pathorestore.pipelines.batch import PlanError
-from pathorestore.pipelines.enlarge import Enlargement
 from pathorestore.pipelines.restorer import Progress, silent
 from pathorestore.pipelines.trust import DEFAULT_SEEDS, ready_risk_map
-from pathorestore.pipelines.upscalers import UpscaleOptions, is_generative, ready_upscaler
 from pathorestore.version import __version__
 
 if TYPE_CHECKING:
@@ -312,7 +310,17 @@ def _models(options: EvaluateOptions, cases: Cases, progress: Progress) -> list[
         raise ValueError("a model needs degraded images; name them with --degraded, or make them with --simulate")
     methods: list[Method] = []
     if options.reduce:
-        return [_upscaler(options, name, where, coarse_only=coarse_only) for name, where, coarse_only in asked]
+        return [
+            upscaled(
+                name,
+                None if where == EMBEDDED else where,
+                options.restore,
+                scale=max(options.reduce),
+                coarse_only=coarse_only,
+                sampler=options.sampler,
+            )
+            for name, where, coarse_only in asked
+        ]
     for name, where, coarse_only in asked:
         wishes = replace(
             options.restore,
@@ -328,22 +336,6 @@ def _models(options: EvaluateOptions, cases: Cases, progress: Progress) -> list[
         window = cases.window
         methods.append(Restored(name, ready.restorer, identity=identity, seed=wishes.seed, risk=risk, window=window))
     return methods
-
-
-def _upscaler(options: EvaluateOptions, name: str, where: str, *, coarse_only: bool) -> Method:
-    wishes = UpscaleOptions(
-        target=Enlargement(scale=max(options.reduce)),
-        model=None if where == EMBEDDED else where,
-        device=options.restore.device,
-        coarse_only=coarse_only,
-    )
-    if coarse_only and not is_generative(replace(wishes, coarse_only=False)):
-        raise ValueError(f"--coarse {name}={where}: this model has one stage; name it with --model")
-    if is_generative(wishes):  # the others have no steps and draw nothing
-        wishes = replace(wishes, steps=options.restore.steps, sampler=options.sampler, seed=options.restore.seed)
-    ready = ready_upscaler(wishes)
-    identity = {"model": ready.model_id, "weights_sha256": ready.weights_sha256, **ready.parameters, "seed": wishes.seed}
-    return Upscaled(name, ready.pieces, identity=identity, device=ready.device)
 
 
 def _segmenter(options: EvaluateOptions) -> Any:

@@ -20,13 +20,17 @@ MEASURED_SCALE = 8.0
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class UpscaleFile(ImageWork):
-    """Enlarges image files; the output's pixels are finer by as much. target: how large. device: where the pieces are made."""
+    """Enlarges image files; the output's pixels are finer by as much. target: how large. device: where the pieces are made.
+
+    knows_compression: whether JPEG was in what the model learned from.
+    """
 
     pieces: Pieces
     target: Enlargement
     device: str = "cpu"
     progress: Progress = silent
     notice: str = ENLARGED_NOTICE
+    knows_compression: bool = False
 
     def check(self, job: Job, given: ImageFile) -> None:
         """Refuse sizes that cannot be."""
@@ -50,7 +54,7 @@ class UpscaleFile(ImageWork):
         pixel_um = self.target.pixel_um(given.pixel_um, size, out_size)
         alpha = None if given.alpha is None else _interpolated(given.alpha, out_size)
         notes = [] if pixel_um else ["the file does not say how large a pixel is, so neither does the output; --source-mpp would"]
-        if given.format == "JPEG":
+        if given.format == "JPEG" and not self.knows_compression:
             notes.append("the file is compressed, and what that did to it is enlarged too; bicubic interpolation may be nearer")
         if scale > MEASURED_SCALE:
             notes.append(f"nothing was measured beyond x{MEASURED_SCALE:g}, and this is x{scale:.3g}")

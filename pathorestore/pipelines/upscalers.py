@@ -66,6 +66,7 @@ class ReadyUpscaler:
     """A way to make pieces on a device, with what a provenance record says about it.
 
     tile_px, overlap_px: as they were chosen. notice: what a viewer must know. generative: whether detail is drawn from noise.
+    knows_compression: whether JPEG was in what it learned from.
     """
 
     pieces: Pieces
@@ -76,6 +77,7 @@ class ReadyUpscaler:
     overlap_px: int
     parameters: dict[str, Parameter]
     generative: bool
+    knows_compression: bool
 
     @property
     def notice(self) -> str:
@@ -130,6 +132,7 @@ def _iste(options: UpscaleOptions, device: str) -> ReadyUpscaler:
         overlap_px=overlap,
         parameters={"tile_px": tile, "overlap_px": overlap, "max_keys": system.search.max_keys, "device": device},
         generative=False,
+        knows_compression=False,
     )
 
 
@@ -160,6 +163,7 @@ def _histo_diffusion(options: UpscaleOptions, device: str) -> ReadyUpscaler:
             "device": device,
         },
         generative=not options.coarse_only,
+        knows_compression=True,
     )
 
 
