@@ -4,7 +4,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from pathorestore.functional.colour_fix import RADIUS_PX, adain, low_band, wavelet
+from pathorestore.functional.colour_fix import RADIUS_PX, adain, density_change, low_band, wavelet
 
 
 @pytest.fixture
@@ -70,3 +70,42 @@ def test_a_pixel_of_the_low_band_looks_as_far_as_it_says():
     spot[..., 50, 50] = 1
     rows = low_band(spot)[0, 0].sum(1).nonzero().flatten()
     assert (rows.min(), rows.max()) == (50 - RADIUS_PX, 50 + RADIUS_PX)
+
+
+@pytest.fixture
+def dyes(generator):
+    """A reference, and one image with its detail changed into another, all with every intensity well above black."""
+    return tuple(0.1 + 0.8 * torch.rand(2, 3, 24, 31, dtype=torch.float64, generator=generator) for _ in range(3))
+
+
+def test_a_change_of_dye_is_that_of_the_mean_density_without_its_low_band(dyes):
+    reference, before, after = dyes
+    change = (before.log10() - after.log10()).mean(1, keepdim=True)
+    change = change - low_band(change, levels=2)
+    density = -reference.log10()
+    expected = density * (1 + change / (density.mean(1, keepdim=True) + 0.02)).clamp(min=0.1)
+    assert torch.allclose(-density_change(reference, before, after, levels=2).log10(), expected, atol=1e-12)
+
+
+def test_a_change_of_dye_keeps_the_direction_of_the_density_of_every_pixel(dyes):
+    reference, before, after = dyes
+    old, new = (F.normalize(-image.log10()) for image in (reference, density_change(reference, before, after, levels=3)))
+    assert torch.allclose(old, new, atol=1e-12)
+
+
+def test_no_change_of_dye_leaves_the_reference(dyes):
+    reference, before, _ = dyes
+    assert torch.allclose(density_change(reference, before, before, levels=3), reference, atol=1e-12)
+    # colour alone is none: one channel gets what another loses
+    shifted = before * torch.tensor([1.05, 1 / 1.05, 1], dtype=torch.float64)[:, None, None]
+    assert torch.allclose(density_change(reference, before, shifted, levels=3), reference, atol=1e-12)
+
+
+def test_no_dye_is_drawn_where_there_is_none(dyes):
+    """On glass, and within the range whatever comes."""
+    _, before, after = dyes
+    glass = torch.ones_like(before)
+    assert torch.equal(density_change(glass, before, after, levels=3), glass)
+    wild = density_change(2 * before - 0.5, torch.zeros_like(before), 9 * after, levels=3)
+    assert wild.isfinite().all()
+    assert 0 <= wild.min() <= wild.max() <= 1

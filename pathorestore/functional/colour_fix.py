@@ -1,4 +1,4 @@
-"""Give a generated image the colours of another one: by its low band, or by mean and standard deviation.
+"""Give a generated image the colours of another one: by its low band, by mean and standard deviation, or by changing its dye only.
 
 Generative models drift in colour. The reference is the coarse image of the same system, never the degraded one of a translation, whose
 stain would come back.
@@ -8,21 +8,26 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from pathorestore.functional.color import optical_density
+
 LEVELS = 5
 RADIUS_PX = 2**LEVELS - 1
 """How far a pixel of `wavelet` looks."""
 
 _LEAST_VARIANCE = 1e-5
+_LEAST_INTENSITY = 1 / 255
+_GLASS_DENSITY = 0.02  # of clean glass: changes on it are hardly drawn
+_LEAST_DYE = 0.1
 
 
-def wavelet(sample: Tensor, reference: Tensor, *, levels: int = LEVELS) -> Tensor:
+def wavelet(sample: Tensor, reference: Tensor) -> Tensor:
     """The detail of images b c h w on the low band of a reference of the same shape; unclamped.
 
-    Levels a trous, five as published: x_{i+1} is x_i blurred with [1 2 1] / 4 along both axes, spread by 2^i px, edges going on. The
+    Five levels a trous: x_{i+1} is x_i blurred with [1 2 1] / 4 along both axes, spread by 2^i px, edges going on. The
     detail is the sum of x_i - x_{i+1}, which is x_0 less the last; so the result is the sample plus the low band of what it differs by.
     Source: the colour correction of StableSR (Wang et al., IJCV 2024) and DiffBIR (Lin et al., ECCV 2024).
     """
-    return sample + low_band(reference - sample, levels=levels)
+    return sample + low_band(reference - sample)
 
 
 def low_band(image: Tensor, *, levels: int = LEVELS) -> Tensor:
@@ -43,6 +48,21 @@ def adain(sample: Tensor, reference: Tensor) -> Tensor:
     Source: Huang and Belongie, Arbitrary style transfer in real-time with adaptive instance normalization, ICCV 2017, eq. 8.
     """
     return (sample - _mean(sample)) / _deviation(sample) * _deviation(reference) + _mean(reference)
+
+
+def density_change(reference: Tensor, before: Tensor, after: Tensor, *, levels: int) -> Tensor:
+    """A reference b 3 h w in [0, 1] with more or less of its dye, by as much as `after` is denser than `before`; in [0, 1].
+
+    By the Beer-Lambert law the density (-log10 of the intensity) of a mixture of dyes grows with its amount, all channels in proportion.
+    Of a change of the mean density over the channels, what is finer than the low band of so many levels counts: d. Each pixel keeps the
+    direction of its density D and gets D (1 + d / (mean D + 0.02)), at least a tenth of D. So detail has the hue of the place where it
+    is drawn, and what has no dye, as glass, gets none. Ours.
+    """
+    density, old, new = (optical_density(image.clamp(_LEAST_INTENSITY, 1)).mean(1, keepdim=True) for image in (reference, before, after))
+    change = new - old
+    change = change - low_band(change, levels=levels)
+    powers = 1 + change / (density + _GLASS_DENSITY)
+    return reference.clamp(0, 1) ** powers.clamp(min=_LEAST_DYE)
 
 
 def _mean(image: Tensor) -> Tensor:

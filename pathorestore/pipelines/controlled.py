@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from pathorestore.diffusion.gaussian import GaussianDiffusion, NoisePredictor, SamplerName, check_sampler, sample
 from pathorestore.diffusion.tiled import blended, stride
-from pathorestore.functional.colour_fix import adain, wavelet
+from pathorestore.functional.colour_fix import adain, density_change, wavelet
 from pathorestore.functional.noise import NoiseField
 from pathorestore.image import pad_to, round_up
 from pathorestore.models.autoencoder import LatentAutoencoder
@@ -21,11 +21,11 @@ from pathorestore.models.controlled import ControlledUNet, ControlNet, LatentUNe
 from pathorestore.pipelines.restorer import Progress, silent
 
 _SEAM_PX = 32
-_DETAIL_LEVELS = 3  # of the wavelet decomposition: structure wider than about 8 px is the coarse image's
+_DETAIL_LEVELS = 3  # structure wider than about 8 px is the coarse image's
 Start = Literal["noise", "cond"]
 Small = Literal["resize", "pad"]
 Padding = Literal["reflect", "constant"]
-Colours = Literal["wavelet", "adain", "difference", "none"]
+Colours = Literal["wavelet", "adain", "density", "none"]
 _COLOURS: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
     "wavelet": wavelet,
     "adain": adain,
@@ -41,7 +41,7 @@ class SamplingSettings:
     condition, which is steadier and has a little less detail. tile_px: largest side that the diffusion sees at once. min_px: images with a
     shorter side become so large on the way, by `small`: "resize" enlarges them and goes back, "pad" lets them go on. padding: how images go
     on beyond their edges; "constant" is black, as published. colours: how the result gets those of the coarse image; "adain" does not fit
-    parts; "difference" adds to the coarse image what the diffusion changed of its detail, so that what a small autoencoder loses is kept.
+    parts; "density" draws into the coarse image what the diffusion changed of its density, so that what a small autoencoder loses is kept.
     """
 
     process: GaussianDiffusion = field(default_factory=GaussianDiffusion)
@@ -105,9 +105,9 @@ class ControlledSampler(nn.Module):
         # the chain keeps single precision where the networks run in half
         condition = self._encoded(self.settings.padded_to_multiple(coarse, self.multiple_px)).float()
         made = self._decoded(self._sampled(condition, noise, progress))[..., :height, :width].float()
-        if self.settings.colours == "difference":
-            changed = coarse + made - self._decoded(condition)[..., :height, :width].float()
-            return wavelet(changed, coarse, levels=_DETAIL_LEVELS)
+        if self.settings.colours == "density":
+            unchanged = self._decoded(condition)[..., :height, :width].float()
+            return density_change(coarse, unchanged, made, levels=_DETAIL_LEVELS)
         return _COLOURS[self.settings.colours](made, coarse)
 
     @property
