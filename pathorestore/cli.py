@@ -134,7 +134,7 @@ def _batch(
     if not arguments.quiet:
         _say(batch_table(report, done=done), arguments)
     if arguments.json:
-        print(json.dumps(report.to_dict(), indent=2))
+        print(json.dumps(report.to_dict(done=done), indent=2))
     return report.exit_code
 
 

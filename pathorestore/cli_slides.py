@@ -220,7 +220,7 @@ def json_lines(status: "Status") -> None:
 
 def bars_of(bar: Callable[[str], Bar]) -> "Callable[[Status], None]":
     """Progress as a bar for each phase."""
-    bars = {"restore": bar("tile"), "levels": bar("row"), "write": bar("file")}
+    bars = {"tiles": bar("tile"), "levels": bar("row"), "write": bar("file")}
 
     def show(status: "Status") -> None:
         bars[status.phase](status.done, status.total, f"{status.peak_mib} MiB")

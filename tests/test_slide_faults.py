@@ -471,7 +471,7 @@ def test_ctrl_c_finishes_the_row_and_a_second_one_does_not_wait(tmp_path, capsys
     with subprocess.Popen(words, stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, text=True) as child:
         assert child.stderr is not None
         first = json.loads(child.stderr.readline())
-        assert (first["phase"], first["done"]) == ("restore", 1)
+        assert (first["phase"], first["done"]) == ("tiles", 1)
         child.send_signal(signal.SIGINT)
         rest = child.stderr.read()
         assert child.wait(timeout=60) == 130

@@ -81,7 +81,7 @@ def test_a_run_that_was_stopped_goes_on_to_the_same_bytes(tmp_path, rows):
     resumed = slide_work(Lively(), on_status=lambda status: tiles.append(status))
     resumed(Job(source, tmp_path / "cut.tif"))
     assert (tmp_path / "cut.tif").read_bytes() == (tmp_path / "whole.tif").read_bytes()
-    first_pass = [status for status in tiles if status.phase == "restore"]
+    first_pass = [status for status in tiles if status.phase == "tiles"]
     whole_slide = resumed.estimate(source).tiles
     assert 0 < len(first_pass) < whole_slide * (1 - rows / 4) + 4 * 8  # no more than what is missing and the rows that reach into it
     assert [status.done for status in first_pass] == sorted(status.done for status in first_pass)

@@ -433,8 +433,8 @@ def test_the_command_enlarges_images_and_slides_and_goes_on_after_a_bad_file(tmp
     report = json.loads(out)
     assert code == 1
     assert {Path(entry["input"]).name: entry["status"] for entry in report["files"]} == {
-        "image.tif": "restored",
-        "slide.tif": "restored",
+        "image.tif": "enlarged",
+        "slide.tif": "enlarged",
         "unknown.png": "failed",
     }
     assert "does not say how large its pixels are" in err

@@ -122,10 +122,13 @@ class Restored:
 
 
 class Upscaled:
-    """An upscaler at work on the small images. identity: of its weights and settings. device: where its pieces are made."""
+    """An upscaler at work on the small images. identity: of its weights and settings. device: where its pieces are made.
 
-    def __init__(self, name: str, pieces: Pieces, *, identity: Any, device: str = "cpu"):
-        self.name, self.pieces, self.identity, self.device = name, pieces, identity, device
+    generative: whether it draws detail from noise.
+    """
+
+    def __init__(self, name: str, pieces: Pieces, *, identity: Any, device: str = "cpu", generative: bool = False):
+        self.name, self.pieces, self.identity, self.device, self.generative = name, pieces, identity, device, generative
 
     def __call__(self, case: Case) -> Tensor:
         """Enlarge the small image."""
@@ -148,7 +151,7 @@ def upscaled(
         options = replace(options, steps=wishes.steps, sampler=sampler, seed=wishes.seed)
     ready = ready_upscaler(options)
     identity = {"model": ready.model_id, "weights_sha256": ready.weights_sha256, **ready.parameters, "seed": options.seed}
-    return Upscaled(name, ready.pieces, identity=identity, device=ready.device)
+    return Upscaled(name, ready.pieces, identity=identity, device=ready.device, generative=ready.generative)
 
 
 class Sharpened:

@@ -310,7 +310,7 @@ def _models(options: EvaluateOptions, cases: Cases, progress: Progress) -> list[
         raise ValueError("a model needs degraded images; name them with --degraded, or make them with --simulate")
     methods: list[Method] = []
     if options.reduce:
-        return [
+        upscalers = [
             upscaled(
                 name,
                 None if where == EMBEDDED else where,
@@ -321,6 +321,9 @@ def _models(options: EvaluateOptions, cases: Cases, progress: Progress) -> list[
             )
             for name, where, coarse_only in asked
         ]
+        if (options.sampler or options.restore.steps) and not any(one.generative for one in upscalers):
+            raise ValueError("--sampler and --steps are for generative upscalers, and none is named with --model; leave them out")
+        return [*upscalers]
     for name, where, coarse_only in asked:
         wishes = replace(
             options.restore,

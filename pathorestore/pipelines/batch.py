@@ -97,12 +97,13 @@ class BatchReport:
             return max((result.code for result in self.results), default=EXIT_OK)
         return EXIT_SOME_FAILED if self.count("failed") else EXIT_OK
 
-    def to_dict(self) -> dict[str, Any]:
-        """The report as JSON-able values, without tracebacks."""
+    def to_dict(self, *, done: str = "restored") -> dict[str, Any]:
+        """The report as JSON-able values, without tracebacks. done: what was done to the files that are not skipped and did not fail."""
         files = [asdict(result) | {"input": str(result.input), "output": str(result.output)} for result in self.results]
         for entry in files:
             del entry["trace"]
-        summary: dict[str, Any] = {status: self.count(status) for status in ("restored", "skipped", "failed")}
+            entry["status"] = done if entry["status"] == "restored" else entry["status"]
+        summary: dict[str, Any] = {done: self.count("restored")} | {status: self.count(status) for status in ("skipped", "failed")}
         summary |= {
             "not_run": self.planned - len(self.results),
             "megapixels": sum(result.megapixels for result in self.results),

@@ -23,6 +23,8 @@ _TRIAL_STEPS = (2, 5)
 class GeneratedPieces:
     """Regions of the large image, `Pieces` of tile_px to a side; overlap_px more on every side are worked at and thrown away.
 
+    A rest of the image that is no wider than the overlap belongs to the region before it, which works at it already.
+
     Noise and the tiles of the diffusion lie where they would in the whole image, so regions agree if they overlap by about one and a half
     of those tiles. seed: of the noise. coarse_only: leave the generative stage out. Raises ValueError for sides off the system's grid.
     """
@@ -94,11 +96,14 @@ class GeneratedPieces:
 
     def _cuts(self, length: int, out: int) -> Iterator[Cut]:
         for start in range(0, out, self.tile_px):
-            made = (start, min(start + self.tile_px, out))
+            # the last region sees the rest of the image anyway
+            made = (start, out if start + self.tile_px + self.overlap_px >= out else start + self.tile_px)
             first, last = Cut(read=made, made=made).worked(out, beyond_px=self.overlap_px)
             # cubic interpolation takes two pixels on either side of a centre
             low, high = (math.floor((place + 0.5) * length / out - 0.5) for place in (first, last - 1))
             yield Cut(read=(max(0, low - 1), min(length, high + 3)), made=made)
+            if made[1] == out:
+                return
 
     def _whole(self, image: Tensor, out_size: Size, heard: Callable[[], None]) -> Tensor:
         try:

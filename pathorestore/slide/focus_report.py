@@ -148,12 +148,10 @@ class QcReport(BatchReport):
 
     qc: dict[str, dict[str, Any]] = field(default_factory=dict)
 
-    def to_dict(self) -> dict[str, Any]:
-        """The report as JSON-able values; `qc` of a file is null where nothing was found this time. Files are judged, not restored."""
-        told = super().to_dict()
-        told["summary"] = {"judged": told["summary"].pop("restored")} | told["summary"]
+    def to_dict(self, *, done: str = "judged") -> dict[str, Any]:
+        """The report as JSON-able values; `qc` of a file is null where nothing was found this time."""
+        told = super().to_dict(done=done)
         for entry in told["files"]:
-            entry["status"] = "judged" if entry["status"] == "restored" else entry["status"]
             entry["qc"] = self.qc.get(entry["output"])
         verdicts = [found["verdict"] for found in self.qc.values()]
         told["summary"]["verdicts"] = {name: verdicts.count(name) for name in (*JUDGED, "glass")}

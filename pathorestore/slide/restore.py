@@ -29,9 +29,9 @@ from pathorestore.version import __version__
 
 
 class Status(NamedTuple):
-    """How far a slide is. phase: "restore", "levels" or "write". done, total: tile passes, or rows of tiles. peak_mib: memory so far."""
+    """How far a slide is. phase: "tiles", "levels" or "write". done, total: tile passes, or rows of tiles. peak_mib: memory so far."""
 
-    phase: Literal["restore", "levels", "write"]
+    phase: Literal["tiles", "levels", "write"]
     done: int
     total: int
     peak_mib: int
@@ -229,7 +229,7 @@ class RestoreSlide:
             nonlocal done, peak
             peak = peak if done % often else peak_mib()  # asking takes as long as copying a tile
             done += tiles
-            self.on_status(Status("restore", min(done, total), total, peak))
+            self.on_status(Status("tiles", min(done, total), total, peak))
 
         return run.streams(read, start_px, Hearing(event=on_event, passes=count))
 
