@@ -14,6 +14,10 @@ if TYPE_CHECKING:
     from pathorestore.degradations.stain import RandStainNA as RandStainNA
     from pathorestore.diffusion.resshift import ResShift as ResShift
     from pathorestore.functional.optics import Optics as Optics
+    from pathorestore.models.contrastive import (
+        ContrastiveEncoder as ContrastiveEncoder,
+        ContrastiveEncoderConfig as ContrastiveEncoderConfig,
+    )
     from pathorestore.models.defocus import DefocusEstimator as DefocusEstimator, DefocusEstimatorConfig as DefocusEstimatorConfig
     from pathorestore.models.encoders import TimmEncoder as TimmEncoder, TinyEncoder as TinyEncoder, TinyEncoderConfig as TinyEncoderConfig
     from pathorestore.models.implicit_decoders import (
@@ -46,6 +50,8 @@ if TYPE_CHECKING:
     from pathorestore.pipelines.tiled import TiledRestorer as TiledRestorer
 
 _HOMES = {
+    "ContrastiveEncoder": "models.contrastive",
+    "ContrastiveEncoderConfig": "models.contrastive",
     "DefocusEstimator": "models.defocus",
     "DefocusEstimatorConfig": "models.defocus",
     "DiffusionRefiner": "pipelines.refine",

@@ -42,3 +42,27 @@ def vicreg(first: Tensor, second: Tensor, *, invariance: float = 25.0, variance:
         off_diagonal = matrix.square().sum() - matrix.diagonal().square().sum()
         loss = loss + covariance * off_diagonal / view.shape[1]
     return loss
+
+
+def info_nce(query: Tensor, key: Tensor, *, temperature: float, negatives: Tensor | None = None) -> Tensor:
+    """Cross-entropy of finding each query's key among the keys of the batch and further negatives k d; unit vectors b d; a scalar.
+
+    Source: van den Oord et al., arXiv 1807.03748, eq. 4; a queue of negatives: He et al., MoCo, CVPR 2020. Needs b >= 2 or negatives.
+    """
+    keys = key if negatives is None else torch.cat([key, negatives])
+    return F.cross_entropy(query @ keys.T / temperature, torch.arange(len(query), device=query.device))
+
+
+def supervised_contrast(embedded: Tensor, label: Tensor, *, temperature: float) -> Tensor:
+    """Unit vectors b d of one label, b, attract each other, all others repel; a scalar. Those whose label nobody shares only repel.
+
+    Source: Khosla et al., Supervised contrastive learning, NeurIPS 2020, eq. 2. Raises ValueError where no label is shared.
+    """
+    alike = (label[:, None] == label).fill_diagonal_(False)
+    logits = embedded @ embedded.T / temperature
+    logits = logits.masked_fill(torch.eye(len(label), dtype=torch.bool, device=label.device), -torch.inf)
+    chances = logits.log_softmax(dim=1).masked_fill(~alike, 0.0)
+    shared = alike.any(dim=1)
+    if not shared.any():
+        raise ValueError(f"no two of the {len(label)} vectors have one label; expected views that belong together")
+    return -(chances.sum(dim=1)[shared] / alike.sum(dim=1)[shared]).mean()

@@ -46,9 +46,14 @@ def degrade_blind(
         stages = recipe.plan(size_px, private)
         if restore_size:
             stages = (*stages, RestoreSize(to_px=size_px))
-        degraded.append(functools.reduce(lambda before, stage: stage(before, private), stages, sharp))
+        degraded.append(applied(stages, sharp, generator=private))
         parameters.append({"recipe": recipe.name} | summary(stages, size_px))
     return BlindDegraded(torch.cat(degraded), tuple(parameters))
+
+
+def applied(stages: Sequence[Stage], image: Tensor, *, generator: torch.Generator) -> Tensor:
+    """What stages make of one image 1 3 h w; generator: of what they draw themselves."""
+    return functools.reduce(lambda before, stage: stage(before, generator), stages, image)
 
 
 def summary(stages: Sequence[Stage], size_px: Size) -> dict[str, Any]:

@@ -62,7 +62,7 @@ class OneRound:
     jpeg_probability: float = 1.0
 
     def __post_init__(self) -> None:
-        _check(self)
+        check_recipe(self)
         if self.interpolation not in get_args(Interpolation):
             raise ValueError(f"interpolation={self.interpolation!r} must be one of {', '.join(get_args(Interpolation))}")
 
@@ -101,7 +101,7 @@ class OneRound:
         angle = 0.0 if isotropic else draw((-math.pi, math.pi))
         return (
             GaussianBlur(sigma_px=sigma_px, angle=angle, side_px=self.kernel_side_px),
-            Resize(to_px=_shrunk(size_px, draw(self.downscale)), kind=self.interpolation),
+            Resize(to_px=shrunk(size_px, draw(self.downscale)), kind=self.interpolation),
             GaussianNoise(deviation=draw(self.noise_levels) / 255),
             *_jpeg(draw, self.quality, self.jpeg_probability),
             Resize(to_px=size_px, kind=self.interpolation),
@@ -134,7 +134,7 @@ class Shuffled:
     final_jpeg_probability: float = 1.0
 
     def __post_init__(self) -> None:
-        _check(self)
+        check_recipe(self)
 
     @classmethod
     def bsrgan(cls, scale: float) -> "Shuffled":
@@ -146,7 +146,7 @@ class Shuffled:
         target = _target(size_px, scale)
         stages: list[Stage] = []
         if scale == 4 and draw.happens(self.halving_probability):
-            size_px, scale = _shrunk(size_px, 2), 2
+            size_px, scale = shrunk(size_px, 2), 2
             stages.append(Resize(to_px=size_px, kind=_kind(draw)))
         order = [("blur", "blur", "shrink", "fit", "noise", "jpeg")[i] for i in torch.randperm(6, generator=generator).tolist()]
         first, second = sorted((order.index("shrink"), order.index("fit")))
@@ -174,8 +174,8 @@ class Shuffled:
 
     def _shrink(self, draw: Uniform, size_px: Size, scale: float) -> Stage:
         if draw.happens(self.random_resize_probability):
-            return Resize(to_px=_shrunk(size_px, draw((1, 2 * scale))), kind=_kind(draw))
-        return Subsample(from_px=size_px, to_px=_shrunk(size_px, scale), sigma_px=self.blur * draw((0.1, 0.6 * scale)))
+            return Resize(to_px=shrunk(size_px, draw((1, 2 * scale))), kind=_kind(draw))
+        return Subsample(from_px=size_px, to_px=shrunk(size_px, scale), sigma_px=self.blur * draw((0.1, 0.6 * scale)))
 
     def _noise(self, draw: Uniform) -> Stage:
         deviation = draw(self.noise_levels) / 255
@@ -212,7 +212,7 @@ class Round:
     jpeg_probability: float = 1.0
 
     def __post_init__(self) -> None:
-        _check(self)
+        check_recipe(self)
         if len(self.kernel_shares) != 6 or not 0 < self.resize[0] <= 1 <= self.resize[1]:
             raise ValueError(
                 f"kernel_shares={self.kernel_shares} must be six numbers and resize={self.resize} a range of positive factors around 1"
@@ -239,7 +239,7 @@ class Round:
         """To a random multiple of height and width `size_px`."""
         low, high = self.resize
         factor = draw(((1, high), (low, 1), (1, 1))[draw.index(self.resize_shares)])
-        return Resize(to_px=_shrunk(size_px, 1 / factor), kind=_kind(draw))
+        return Resize(to_px=shrunk(size_px, 1 / factor), kind=_kind(draw))
 
     def plan_noise(self, draw: Uniform) -> Stage:
         """Gaussian or Poisson noise, in colour or grey."""
@@ -275,7 +275,7 @@ class TwoRounds:
     final_sinc_probability: float = 0.8
 
     def __post_init__(self) -> None:
-        _check(self)
+        check_recipe(self)
 
     @classmethod
     def realesrgan(cls, scale: float) -> "TwoRounds":
@@ -295,7 +295,7 @@ class TwoRounds:
         return (*first, *between, *second, *last, EightBit())
 
 
-def _shrunk(size_px: Size, factor: float) -> Size:
+def shrunk(size_px: Size, factor: float) -> Size:
     """Height and width divided by a factor, rounded, at least one pixel."""
     return max(1, round(size_px[0] / factor)), max(1, round(size_px[1] / factor))
 
@@ -303,7 +303,7 @@ def _shrunk(size_px: Size, factor: float) -> Size:
 def _target(size_px: Size, scale: float) -> Size:
     if min(size_px) < scale:
         raise ValueError(f"nothing is left of an image of {tuple(size_px)} px at scale={scale}; give at least {math.ceil(scale)} px a side")
-    return _shrunk(size_px, scale)
+    return shrunk(size_px, scale)
 
 
 def _jpeg(draw: Uniform, quality: Range, probability: float) -> list[Stage]:
@@ -329,7 +329,7 @@ def _mixing(draw: Uniform) -> list[list[float]]:
 _LOWEST = {"downscale": 1.0, "quality": 1.0, "side_px": 1.0}
 
 
-def _check(recipe: object) -> None:
+def check_recipe(recipe: object) -> None:
     """Raise ValueError for a setting that cannot be drawn from or done."""
     for one in fields(recipe):  # type: ignore[arg-type]
         value = getattr(recipe, one.name)

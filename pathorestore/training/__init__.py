@@ -11,6 +11,7 @@ from pathorestore._torchvision import ensure_torchvision
 ensure_torchvision()
 
 if TYPE_CHECKING:
+    from pathorestore.training.contrastive_stage import ContrastiveStage as ContrastiveStage
     from pathorestore.training.datamodules import PairedImages as PairedImages, SharpImages as SharpImages, SlidePatches as SlidePatches
     from pathorestore.training.iqa_stage import BlurredImages as BlurredImages, ClipIqaStage as ClipIqaStage
     from pathorestore.training.parts import (
@@ -56,6 +57,7 @@ _HOMES = {
     "BlurredImages": "iqa_stage",
     "ClipIqaStage": "iqa_stage",
     "Constant": "schedules",
+    "ContrastiveStage": "contrastive_stage",
     "DefocusStage": "prompt_stages",
     "EncoderStage": "prompt_stages",
     "PDiffusionStage": "restoration_stages",

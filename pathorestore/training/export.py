@@ -19,6 +19,7 @@ from pathorestore.hub_codec import decode, encode
 from pathorestore.models.autoencoder import LatentAutoencoder
 from pathorestore.models.classifier import Classifier
 from pathorestore.models.clip_iqa import QualityPrompt, SmallClip
+from pathorestore.models.contrastive import ContrastiveEncoder
 from pathorestore.models.controlled import ControlNet, LatentUNet
 from pathorestore.models.defocus import DefocusEstimator
 from pathorestore.models.encoders import Embedding, TinyEncoder
@@ -42,6 +43,7 @@ KEY = "pathorestore"  # where a checkpoint keeps what `describe` says
 _FORMAT = 1
 _CLASSES: dict[str, type[Pretrained]] = {
     "TinyEncoder": TinyEncoder,
+    "ContrastiveEncoder": ContrastiveEncoder,
     "DefocusEstimator": DefocusEstimator,
     "PathologyPrompt": PathologyPrompt,
     "EdgePrompt": EdgePrompt,

@@ -1,0 +1,188 @@
+"""The contrastive encoder of LPFM: the same patch in every stain and quality, and the same degradation of every patch."""
+
+import copy
+from dataclasses import dataclass, replace
+from typing import NamedTuple, cast
+
+import torch
+import torch.nn.functional as F
+from pytorch_lightning.cli import OptimizerCallable
+from torch import Tensor
+
+from pathorestore.data.batches import PairBatch
+from pathorestore.data.synthetic import sharp_middle
+from pathorestore.degradations.blind import applied, summary
+from pathorestore.degradations.blind_recipes import Recipe
+from pathorestore.degradations.composed import Composed, Theta
+from pathorestore.degradations.stain import RandStainNA, hed_jitter
+from pathorestore.functional.color import luminance
+from pathorestore.functional.noise import stream
+from pathorestore.hub import Pretrained
+from pathorestore.losses import info_nce, supervised_contrast
+from pathorestore.models.contrastive import ContrastiveEncoder, Impression
+from pathorestore.training.schedules import Schedule
+from pathorestore.training.stage import Batch, Stage, frozen
+
+_FAULTS, _VIEWS = 14, 15  # salts of the random streams
+_HED_SIGMA = 0.3
+_GREY_SHARE = 0.1
+
+
+class Views(NamedTuple):
+    """Views of p patches under d degradations, in this order: p d images 3 s s, theta as p d 5."""
+
+    image: Tensor
+    theta: Tensor
+
+    def labels(self, patches: int) -> tuple[Tensor, Tensor]:
+        """Of which patch, and of which degradation, each view is."""
+        number = torch.arange(len(self.image), device=self.image.device)
+        faults = len(self.image) // patches
+        return number // faults, number % faults
+
+
+@dataclass(frozen=True, kw_only=True)
+class Contrast:
+    """What is contrasted with what. faults: degradations of a batch. view_px: side of a view. temperature: of both contrasts.
+
+    degradation_weight, theta_weight: of these losses. queue: content keys of earlier batches as further negatives, found by a moving
+    average of the encoder with `momentum` (He et al., MoCo, CVPR 2020); 0 contrasts within the batch.
+    """
+
+    faults: int = 4
+    view_px: int = 64
+    temperature: float = 0.1
+    degradation_weight: float = 1.0
+    theta_weight: float = 0.1
+    queue: int = 0
+    momentum: float = 0.999
+
+    def __post_init__(self) -> None:
+        weights = (self.degradation_weight, self.theta_weight)
+        if (
+            self.faults < 2
+            or self.view_px < 16
+            or self.queue < 0
+            or not 0 <= self.momentum < 1
+            or self.temperature <= 0
+            or min(weights) < 0
+        ):
+            raise ValueError(
+                f"expected faults >= 2, view_px >= 16, queue >= 0, momentum in [0, 1), temperature > 0 and no negative weight; got {self}"
+            )
+
+
+class ContrastiveStage(Stage):
+    """Patches times degradations: a batch in which each patch is seen in each degradation, every time in another stain, window and turn.
+
+    The content head learns that views of a patch belong together, the degradation head that views of a degradation do; a third regresses
+    its parameters (smooth L1). Of pairs, degraded and clean are taken for two stains of one tissue, seen in turns. Stain is varied before
+    the degradation, as in life, so that noise keeps its level.
+
+    recipe: of the degradations; `Composed.any()` unless given. Under several processes each contrasts its own views.
+    """
+
+    trained = ("contrastive",)
+    figures = ("retrieval", "same_fault", "theta_mae")
+
+    def __init__(
+        self,
+        contrastive: ContrastiveEncoder,
+        *,
+        recipe: Recipe | None = None,
+        contrast: Contrast | None = None,
+        optimizer: OptimizerCallable = torch.optim.AdamW,
+        schedule: Schedule | None = None,
+        seed: int = 0,
+    ):
+        super().__init__(optimizer=optimizer, schedule=schedule)
+        self.contrastive, self.recipe, self.contrast = contrastive, recipe or Composed.any(), contrast or Contrast()
+        self.stain = RandStainNA.mop()
+        self.simulation = replace(self.simulation, seed=seed)
+        self.keys = frozen(copy.deepcopy(contrastive)) if self.contrast.queue else None
+        self.register_buffer("queue", F.normalize(torch.randn(self.contrast.queue, contrastive.config.content_dim), dim=1))
+
+    def parts(self) -> dict[str, Pretrained]:
+        """The encoder with its heads."""
+        return {"contrastive": self.contrastive}
+
+    def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
+        """Both contrasts and the regression."""
+        views, patches = self.views(batch), len(batch.key)
+        patch, fault = views.labels(patches)
+        told: Impression = self.contrastive(views.image)
+        content = self._content_loss(told.content, views.image, patch)
+        degradation = supervised_contrast(told.degradation, fault, temperature=self.contrast.temperature)
+        theta = F.smooth_l1_loss(told.theta, views.theta)
+        self.log_dict({"train_content": content, "train_degradation": degradation, "train_theta": theta}, prog_bar=True)
+        return content + self.contrast.degradation_weight * degradation + self.contrast.theta_weight * theta
+
+    def on_train_batch_end(self, *args: object) -> None:
+        """The encoder of the keys follows."""
+        del args
+        if self.keys is not None:
+            with torch.no_grad():
+                for own, learnt in zip(self.keys.parameters(), self.contrastive.parameters(), strict=True):
+                    own.lerp_(learnt, 1 - self.contrast.momentum)
+
+    def evaluate(self, batch: Batch) -> None:
+        """Is the nearest content, of all other views, of the same patch, and the nearest degradation the same; error of theta."""
+        views = self.views(batch)
+        told: Impression = self.contrastive(views.image)
+        patch, fault = views.labels(len(batch.key))
+        self.score("retrieval", _nearest(told.content, patch), progress_bar=True)
+        self.score("same_fault", _nearest(told.degradation, fault), progress_bar=True)
+        self.score("theta_mae", (told.theta - views.theta).abs().mean(dim=1), progress_bar=True)
+
+    def pictures(self, batch: Batch) -> dict[str, Tensor]:
+        """The views of each patch."""
+        views = self.views(batch)
+        return {f"view {number}": views.image[number :: self.contrast.faults] for number in range(self.contrast.faults)}
+
+    @torch.no_grad()
+    def views(self, batch: Batch) -> Views:
+        """Each patch in each degradation."""
+        sources = (batch.degraded, batch.clean) if isinstance(batch, PairBatch) else (sharp_middle(batch),)
+        size = (self.contrast.view_px, self.contrast.view_px)
+        # one draw for all patches of the batch; what the stages draw themselves, such as noise, is each view's own
+        plans = [self.recipe.plan(size, one) for one in self._streams_of_faults(batch)]
+        images = []
+        for index, generator in enumerate(self.streams(batch.key, salt=_VIEWS)):
+            for number, stages in enumerate(plans):
+                source = sources[number % len(sources)][index : index + 1]
+                images.append(applied(stages, self._view(source.float().cpu(), generator), generator=generator))
+        theta = Theta.of([summary(stages, size) for stages in plans]).normalised()
+        device = sources[0].device
+        return Views(torch.cat(images).to(device), theta.repeat(len(batch.key), 1).to(device))
+
+    def _streams_of_faults(self, batch: Batch) -> list[torch.Generator]:
+        return [stream(self.simulation.seed, _FAULTS, int(batch.key[0]), number) for number in range(self.contrast.faults)]
+
+    def _view(self, image: Tensor, generator: torch.Generator) -> Tensor:
+        """A window of 1 3 h w in another stain, turned or mirrored."""
+        slack = [side - self.contrast.view_px for side in image.shape[-2:]]
+        if min(slack) < 0:
+            got = tuple(image.shape[-2:])
+            raise ValueError(f"crops of {got} px are smaller than view_px={self.contrast.view_px}; enlarge the crops or lower view_px")
+        top, left = (int(torch.randint(room + 1, (), generator=generator)) for room in slack)
+        view = image[..., top : top + self.contrast.view_px, left : left + self.contrast.view_px]
+        view = torch.rot90(view, int(torch.randint(4, (), generator=generator)), dims=(2, 3))
+        view = view.flip(-1) if torch.rand((), generator=generator) < 0.5 else view
+        view = hed_jitter(self.stain(view, generator=generator), sigma=_HED_SIGMA, generator=generator)
+        return luminance(view).expand_as(view) if torch.rand((), generator=generator) < _GREY_SHARE else view
+
+    def _content_loss(self, content: Tensor, image: Tensor, patch: Tensor) -> Tensor:
+        if self.keys is None:
+            return supervised_contrast(content, patch, temperature=self.contrast.temperature)
+        with torch.no_grad():
+            key = cast(Impression, self.keys(image[1 :: self.contrast.faults])).content
+        queue = cast(Tensor, self.queue)
+        loss = info_nce(content[:: self.contrast.faults], key, temperature=self.contrast.temperature, negatives=queue.clone())
+        queue.copy_(torch.cat([key, queue])[: len(queue)])
+        return loss
+
+
+def _nearest(vector: Tensor, label: Tensor) -> Tensor:
+    """Whether the nearest other one has the same label."""
+    likeness = (vector @ vector.T).fill_diagonal_(-torch.inf)
+    return label[likeness.argmax(dim=1)] == label

@@ -1,0 +1,204 @@
+"""The contrastive encoder: losses against their definitions, degradations against their vector, batches against their plan."""
+
+import math
+
+import pytest
+import torch
+import torch.nn.functional as F
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from pathorestore.data.batches import PairBatch, SharpBatch
+from pathorestore.degradations.blind import degrade_blind, summary
+from pathorestore.degradations.composed import FAULTS, Composed, Theta
+from pathorestore.functional.noise import stream
+from pathorestore.losses import info_nce, supervised_contrast
+from pathorestore.models.contrastive import ContrastiveEncoder, ContrastiveEncoderConfig
+from pathorestore.models.encoders import PathologyEncoder
+from pathorestore.training import ContrastiveStage
+from pathorestore.training.contrastive_stage import Contrast
+from pathorestore.training.export import describe
+
+
+def unit(*shape, seed=0):
+    return F.normalize(torch.randn(*shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64), dim=-1)
+
+
+def batch(keys=(5, 6, 7), size=40, seed=0):
+    sharp = F.avg_pool2d(torch.rand(len(keys), 3, size + 2, size + 2, generator=torch.Generator().manual_seed(seed)), 3, 1)
+    return SharpBatch(sharp, torch.tensor(keys), torch.zeros(len(keys), dtype=torch.long))
+
+
+def made(seed=0, **contrast):
+    torch.manual_seed(0)
+    encoder = ContrastiveEncoder(ContrastiveEncoderConfig.nano())
+    stage = ContrastiveStage(encoder, contrast=Contrast(view_px=32, **contrast), seed=seed)
+    stage.log_dict = lambda *_, **__: None
+    return stage
+
+
+@pytest.mark.parametrize("further", [0, 3])
+def test_info_nce_is_minus_the_log_of_the_chance_of_the_right_key(further):
+    query, key, negatives = unit(4, 6), unit(4, 6, seed=1), unit(3, 6, seed=2)
+    loss = info_nce(query, key, temperature=0.2, negatives=negatives if further else None)
+    total = 0.0
+    for i in range(4):
+        against = [*key, *(negatives if further else ())]
+        weights = [math.exp(float(query[i] @ other) / 0.2) for other in against]
+        total -= math.log(weights[i] / sum(weights)) / 4
+    assert loss.item() == pytest.approx(total, abs=1e-12)
+
+
+def test_supervised_contrast_is_equation_two_of_its_paper():
+    vector, label = unit(7, 5), torch.tensor([0, 1, 0, 2, 1, 0, 3])
+    total, anchors = 0.0, 0
+    for i in range(7):
+        alike = [j for j in range(7) if j != i and label[j] == label[i]]
+        if not alike:
+            continue
+        others = sum(math.exp(float(vector[i] @ vector[j]) / 0.3) for j in range(7) if j != i)
+        total -= sum(math.log(math.exp(float(vector[i] @ vector[j]) / 0.3) / others) for j in alike) / len(alike)
+        anchors += 1
+    loss = supervised_contrast(vector, label, temperature=0.3)
+    assert loss.item() == pytest.approx(total / anchors, abs=1e-12)
+    order = torch.tensor([3, 0, 6, 2, 5, 1, 4])
+    assert supervised_contrast(vector[order], label[order], temperature=0.3).item() == pytest.approx(loss.item(), abs=1e-12)
+    with pytest.raises(ValueError, match="no two of the 3 vectors"):
+        supervised_contrast(vector[:3], torch.arange(3), temperature=0.3)
+
+
+@pytest.mark.parametrize("fault", FAULTS)
+def test_a_fault_alone_moves_its_own_entries_of_the_vector_alone(fault):
+    image = batch(size=48).sharp
+    told = degrade_blind(image, Composed.only(fault), generator=stream(3))
+    vector = Theta.of(told.parameters).normalised()
+    own = {"blur": [0, 1], "downscale": [2], "noise": [3], "jpeg": [4]}[fault]
+    assert (vector[:, own] > 0).all()
+    assert not vector[:, [i for i in range(5) if i not in own]].any()
+    assert told.image.shape == image.shape
+    assert (told.image - image).abs().mean() > 1e-3
+
+
+def test_an_unknown_fault_is_refused():
+    with pytest.raises(ValueError, match="expected one of blur, downscale, noise, jpeg"):
+        Composed.only("dust")
+
+
+def test_identity_leaves_the_image():
+    image = batch().sharp
+    told = degrade_blind(image, Composed(identity_probability=1.0), generator=stream(1))
+    assert torch.equal(told.image, image)
+    assert not Theta.of(told.parameters).normalised().any()
+
+
+@settings(max_examples=30, deadline=None)
+@given(st.integers(0, 2**31))
+def test_the_vector_of_a_plan_comes_back(seed):
+    plan = Composed.any().plan((64, 64), stream(seed))
+    theta = Theta.of([summary(plan, (64, 64))])
+    vector = theta.normalised()
+    assert (vector >= 0).all()
+    # a grid of whole pixels lets the scale end a little beyond its range
+    assert (vector <= 1.02).all()
+    for before, after in zip(theta, Theta.from_normalised(vector), strict=True):
+        assert torch.allclose(before, after, rtol=1e-5, atol=1e-6)
+
+
+def test_a_vector_of_another_length_is_refused():
+    with pytest.raises(ValueError, match="expected a vector n 5; got"):
+        Theta.from_normalised(torch.zeros(2, 4))
+
+
+def test_every_patch_meets_every_degradation_with_noise_of_its_own():
+    stage = made(faults=3)
+    views = stage.views(batch())
+    assert views.image.shape == (9, 3, 32, 32)
+    patch, fault = views.labels(3)
+    assert patch.tolist() == [0, 0, 0, 1, 1, 1, 2, 2, 2]
+    assert fault.tolist() == [0, 1, 2] * 3
+    for number in range(3):
+        assert (views.theta[fault == number] == views.theta[number]).all()
+    assert len({tuple(row) for row in views.theta.tolist()}) > 1
+    again = stage.views(batch())
+    assert torch.equal(views.image, again.image)
+    assert not torch.equal(views.image, made(seed=1, faults=3).views(batch()).image)
+    # noise alone, on two patches that are the same grey: what they share is its level, not its grain
+    noisy = ContrastiveStage(stage.contrastive, recipe=Composed.only("noise"), contrast=Contrast(view_px=32, faults=2))
+    grey = SharpBatch(torch.full((2, 3, 40, 40), 0.5), torch.tensor([1, 2]), torch.zeros(2, dtype=torch.long))
+    grain = noisy.views(grey).image
+    grain = grain - grain.mean((2, 3), keepdim=True)
+    assert torch.allclose(grain[0].std(), grain[2].std(), rtol=0.1)
+    assert (grain[0] * grain[2]).mean().abs() < 0.1 * grain[0].var()
+
+
+def test_stain_pairs_are_seen_in_turns():
+    stage = ContrastiveStage(made().contrastive, recipe=Composed(identity_probability=1.0), contrast=Contrast(view_px=40, faults=4))
+    stage._view = lambda image, generator: image
+    first, second = torch.zeros(2, 3, 40, 40), torch.ones(2, 3, 40, 40)
+    views = stage.views(PairBatch(first, second, torch.zeros(2), torch.zeros(2), torch.tensor([1, 2])))
+    assert views.image.mean((1, 2, 3)).tolist() == [0, 1] * 4
+
+
+def test_a_crop_smaller_than_a_view_is_refused():
+    with pytest.raises(ValueError, match=r"crops of \(24, 24\) px are smaller than view_px=32"):
+        made().views(batch(size=24))
+
+
+def test_the_loss_is_both_contrasts_and_the_regression():
+    stage = made(degradation_weight=0.5, theta_weight=2.0).eval()
+    loss = stage.training_step(batch(), 0)
+    views = stage.views(batch())
+    told = stage.contrastive(views.image)
+    patch, fault = views.labels(3)
+    expected = supervised_contrast(told.content, patch, temperature=0.1)
+    expected = expected + 0.5 * supervised_contrast(told.degradation, fault, temperature=0.1)
+    assert torch.allclose(loss, expected + 2 * F.smooth_l1_loss(told.theta, views.theta))
+    loss.backward()
+    assert all(parameter.grad is not None for parameter in stage.contrastive.parameters())
+
+
+def test_a_queue_holds_the_newest_keys_and_its_encoder_follows_slowly():
+    stage = made(queue=5, momentum=0.75, degradation_weight=0.0, theta_weight=0.0)
+    before = stage.queue.clone()
+    keys = stage.keys(stage.views(batch()).image[1::4]).content
+    told = stage.contrastive(stage.views(batch()).image).content[::4]
+    assert torch.allclose(stage.training_step(batch(), 0), info_nce(told, keys, temperature=0.1, negatives=before))
+    assert torch.allclose(stage.queue, torch.cat([keys, before])[:5])
+    own = [parameter.clone() for parameter in stage.keys.parameters()]
+    with torch.no_grad():
+        for parameter in stage.contrastive.parameters():
+            parameter.add_(1.0)
+    stage.on_train_batch_end()
+    for was, now in zip(own, stage.keys.parameters(), strict=True):
+        assert torch.allclose(now, was + 0.25, atol=1e-5)
+    assert not any(parameter.requires_grad for parameter in stage.keys.parameters())
+    assert describe(stage)["parts"].keys() == {"contrastive"}
+
+
+@pytest.mark.parametrize(
+    ("change", "told"), [({"faults": 1}, "faults >= 2"), ({"temperature": 0.0}, "temperature > 0"), ({"queue": -1}, "queue")]
+)
+def test_contrasts_that_cannot_be_are_refused(change, told):
+    with pytest.raises(ValueError, match=told):
+        Contrast(**change)
+
+
+def test_the_encoder_gives_unit_vectors_image_by_image_and_comes_back(tmp_path):
+    torch.manual_seed(1)
+    encoder = ContrastiveEncoder(ContrastiveEncoderConfig.nano()).eval()
+    image = torch.rand(3, 3, 48, 32)
+    told = encoder(image)
+    assert told.tokens.shape == (3, 6, 16)
+    for vector in (told.content, told.degradation):
+        assert torch.allclose(vector.norm(dim=1), torch.ones(3), atol=1e-6)
+    assert torch.allclose(encoder(image[1:2]).content, told.content[1:2], atol=1e-6)
+    assert torch.equal(encoder.estimate(image).noise_std, Theta.from_normalised(told.theta).noise_std)
+    assert isinstance(encoder.trunk, PathologyEncoder)
+    encoder.save_pretrained(tmp_path)
+    assert torch.equal(ContrastiveEncoder.from_pretrained(tmp_path)(image).content, told.content)
+
+
+def test_an_image_of_one_token_has_gradients_that_are_finite():
+    encoder = ContrastiveEncoder(ContrastiveEncoderConfig.nano())
+    encoder(torch.rand(2, 3, 16, 16)).content.sum().backward()
+    assert all(parameter.grad.isfinite().all() for parameter in encoder.parameters() if parameter.grad is not None)
