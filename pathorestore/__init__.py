@@ -41,7 +41,18 @@ if TYPE_CHECKING:
         PathologyPromptConfig as PathologyPromptConfig,
         Prompter as Prompter,
     )
+    from pathorestore.models.prompted import (
+        FusionConfig as FusionConfig,
+        PromptedSwinIR as PromptedSwinIR,
+        PromptedSwinIRConfig as PromptedSwinIRConfig,
+        PromptFusion as PromptFusion,
+    )
     from pathorestore.models.swinir import SwinIR as SwinIR, SwinIRConfig as SwinIRConfig
+    from pathorestore.models.text import (
+        ByteTextConfig as ByteTextConfig,
+        ByteTextEncoder as ByteTextEncoder,
+        ClipTextEncoder as ClipTextEncoder,
+    )
     from pathorestore.pipelines.controlled import SamplingSettings as SamplingSettings
     from pathorestore.pipelines.histo_diffusion import HistoDiffusion as HistoDiffusion, HistoDiffusionConfig as HistoDiffusionConfig
     from pathorestore.pipelines.iste import ISTE as ISTE, ISTEConfig as ISTEConfig
@@ -50,6 +61,13 @@ if TYPE_CHECKING:
     from pathorestore.pipelines.tiled import TiledRestorer as TiledRestorer
 
 _HOMES = {
+    "ByteTextConfig": "models.text",
+    "ByteTextEncoder": "models.text",
+    "ClipTextEncoder": "models.text",
+    "FusionConfig": "models.prompted",
+    "PromptFusion": "models.prompted",
+    "PromptedSwinIR": "models.prompted",
+    "PromptedSwinIRConfig": "models.prompted",
     "ContrastiveEncoder": "models.contrastive",
     "ContrastiveEncoderConfig": "models.contrastive",
     "DefocusEstimator": "models.defocus",

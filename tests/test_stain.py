@@ -7,7 +7,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pathorestore.degradations.stain import RandStainNA, StainStatistics, hed_jitter, match_statistics
+from pathorestore.degradations.stain import SYNTHETIC_STAINS, RandStainNA, StainStatistics, hed_jitter, match_statistics, synthetic_stain
 from pathorestore.functional.color import rgb_to_lab8
 
 # the file as published with RandStainNA, except that the records L, A, B are shortened to what is read
@@ -135,3 +135,23 @@ def test_jitter_of_zero_leaves_stained_tissue_alone_and_more_of_it_changes_more(
     assert torch.allclose(still, nuclei_image, atol=1e-3)
     assert (little - nuclei_image).abs().mean() < (much - nuclei_image).abs().mean()
     assert (much - nuclei_image).abs().mean() > 0.01
+
+
+@pytest.mark.parametrize(("to", "name"), [("pas", "rgb_from_hpx"), ("ihc", "rgb_from_hdx"), ("masson", "rgb_from_bpx")])
+def test_a_synthetic_stain_is_the_dyes_of_scikit_image_in_the_amounts_of_haematoxylin_and_eosin(to: str, name: str) -> None:
+    color = pytest.importorskip("skimage.color")
+    image = tissue(3, 1)
+    amounts = color.separate_stains(image[0].permute(1, 2, 0).double().numpy(), color.hed_from_rgb)
+    amounts[..., 2] = 0
+    expected = color.combine_stains(amounts, getattr(color, name))
+    assert torch.allclose(synthetic_stain(image, to)[0].permute(1, 2, 0).double(), torch.from_numpy(expected), atol=1e-5)
+
+
+@pytest.mark.parametrize("to", SYNTHETIC_STAINS)
+def test_glass_takes_no_synthetic_stain(to: str) -> None:
+    assert torch.allclose(synthetic_stain(torch.ones(1, 3, 4, 4), to), torch.ones(1, 3, 4, 4))
+
+
+def test_an_unknown_synthetic_stain_is_refused() -> None:
+    with pytest.raises(ValueError, match="expected one of pas, ihc, masson"):
+        synthetic_stain(torch.ones(1, 3, 4, 4), "gold")

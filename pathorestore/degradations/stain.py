@@ -8,11 +8,19 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from pathorestore.functional.color import hed_to_rgb, lab8_to_rgb, rgb_to_hed, rgb_to_lab8
+from pathorestore.functional.color import dyed, hed_to_rgb, lab8_to_rgb, rgb_to_hed, rgb_to_lab8
 
 Distribution = Literal["normal", "laplace", "uniform"]
 _CHANNELS = ("L", "A", "B")
 Triple = tuple[float, float, float]
+# what takes the place of haematoxylin and eosin: densities in R, G, B as published with ImageJ's colour deconvolution (G. Landini),
+# which scikit-image has as rgb_from_hpx, rgb_from_hdx and rgb_from_bpx
+_SYNTHETIC: dict[str, tuple[Triple, Triple]] = {
+    "pas": ((0.644211, 0.716556, 0.266844), (0.175411, 0.972178, 0.154589)),
+    "ihc": ((0.65, 0.704, 0.286), (0.268, 0.57, 0.776)),
+    "masson": ((0.7995107, 0.5913521, 0.10528667), (0.09997159, 0.73738605, 0.6680326)),
+}
+SYNTHETIC_STAINS = tuple(_SYNTHETIC)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -189,3 +197,14 @@ def hed_jitter(image: Tensor, *, sigma: float, generator: torch.Generator) -> Te
     """
     draw = 2 * torch.rand(2, len(image), 3, 1, 1, generator=generator).to(image) - 1
     return hed_to_rgb(rgb_to_hed(image) * (1 + sigma * draw[0]) + sigma / 100 * draw[1])
+
+
+def synthetic_stain(image: Tensor, to: str) -> Tensor:
+    """H&E images b 3 h w in [0, 1] as if another pair of dyes had bound where haematoxylin and eosin did: perfectly registered, not real.
+
+    to: "pas" (haematoxylin and periodic acid-Schiff), "ihc" (haematoxylin and DAB) or "masson" (methyl blue and ponceau fuchsin). What
+    is neither haematoxylin nor eosin is left out. No chemistry: real stains bind elsewhere. Raises ValueError for another stain.
+    """
+    if to not in _SYNTHETIC:
+        raise ValueError(f"no synthetic stain {to!r}; expected one of {', '.join(_SYNTHETIC)}, or take registered images of real ones")
+    return dyed(rgb_to_hed(image)[:, :2], _SYNTHETIC[to])

@@ -74,5 +74,10 @@ def rgb_to_hed(image: Tensor) -> Tensor:
 
 def hed_to_rgb(stains: Tensor) -> Tensor:
     """RGB image in [0, 1] of given amounts of haematoxylin, eosin and DAB: the inverse of `rgb_to_hed` where no amount was clipped."""
-    matrix = torch.tensor(_STAINS, dtype=torch.float64).T.to(stains)
-    return (math.log(1e-6) * _mix(stains, matrix)).exp().clamp(0, 1)
+    return dyed(stains, _STAINS)
+
+
+def dyed(amounts: Tensor, dyes: tuple[tuple[float, ...], ...]) -> Tensor:
+    """RGB image in [0, 1] of amounts b n h w, on the scale of `rgb_to_hed`, of n dyes with the given densities in R, G, B."""
+    matrix = torch.tensor(dyes, dtype=torch.float64).T.to(amounts)
+    return (math.log(1e-6) * _mix(amounts, matrix)).exp().clamp(0, 1)

@@ -4,7 +4,7 @@ SwinIR: Liang et al., ICCV workshops 2021, sec. 3. Window attention, shift and m
 equations. Parameters bear the published names, so that published checkpoints load by name; see `without_published_buffers`.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Literal
 
@@ -139,7 +139,8 @@ class SwinIRConfig:
 class SwinIR(nn.Module, Pretrained):
     """Images b c h w in [0, 1] of any size -> features b `config.width` h w, or images as `config.upsampler` says, unclamped.
 
-    Images are padded at the right and bottom to whole windows, and the result is cropped. Raises ValueError for another number of channels.
+    Images are padded at the right and bottom to whole windows, and the result is cropped. film: for each residual group gamma and beta,
+    b (2 embed), and what it gives becomes (1 + gamma) x + beta. Raises ValueError for another number of channels.
     """
 
     mean: Tensor
@@ -167,23 +168,26 @@ class SwinIR(nn.Module, Pretrained):
             for parameter in self.conv_last.parameters():
                 nn.init.zeros_(parameter)
 
-    def forward(self, image: Tensor) -> Tensor:
+    def forward(self, image: Tensor, *, film: Sequence[Tensor] | None = None) -> Tensor:
         height, width = image.shape[-2:]
         if image.shape[1] != self.config.in_channels:
             raise ValueError(f"the image has {image.shape[1]} channels; expected in_channels={self.config.in_channels}, as b c h w")
         padded = pad_to(image, round_up(height, self.config.multiple), round_up(width, self.config.multiple))
         shallow = self.conv_first((padded - self.mean) / self.config.std)
-        x = shallow + self.conv_after_body(self._body(shallow))
+        x = shallow + self.conv_after_body(self._body(shallow, film))
         if self.config.features is not None:
             x = self.conv_before_upsample(x)
         if self.config.upsampler == "nearest+conv":
             x = self._reconstruct(x) + (padded if self.config.skip else self.mean)
         return x[..., :height, :width]
 
-    def _body(self, shallow: Tensor) -> Tensor:
+    def _body(self, shallow: Tensor, film: Sequence[Tensor] | None) -> Tensor:
         x = self.patch_embed["norm"](rearrange(shallow, "b c h w -> b h w c"))
-        for group in self.layers:
+        for number, group in enumerate(self.layers):
             x = group(x)
+            if film is not None:
+                gamma, beta = film[number][:, None, None].chunk(2, dim=-1)
+                x = (1 + gamma) * x + beta
         return rearrange(self.norm(x), "b h w c -> b c h w")
 
     def _reconstruct(self, x: Tensor) -> Tensor:

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
         published_autoencoder as published_autoencoder,
         published_unet as published_unet,
         trained_autoencoder as trained_autoencoder,
+        trained_contrastive as trained_contrastive,
         trained_coarse as trained_coarse,
         trained_defocus as trained_defocus,
         trained_encoder as trained_encoder,
@@ -40,6 +41,7 @@ if TYPE_CHECKING:
         EncoderStage as EncoderStage,
         PathologyPromptStage as PathologyPromptStage,
     )
+    from pathorestore.training.prompted_stages import Curriculum as Curriculum, PromptedCoarseStage as PromptedCoarseStage
     from pathorestore.training.restoration_stages import (
         PDiffusionStage as PDiffusionStage,
         PFormerStage as PFormerStage,
@@ -58,6 +60,8 @@ _HOMES = {
     "ClipIqaStage": "iqa_stage",
     "Constant": "schedules",
     "ContrastiveStage": "contrastive_stage",
+    "Curriculum": "prompted_stages",
+    "PromptedCoarseStage": "prompted_stages",
     "DefocusStage": "prompt_stages",
     "EncoderStage": "prompt_stages",
     "PDiffusionStage": "restoration_stages",
@@ -81,6 +85,7 @@ _HOMES = {
     "published_autoencoder": "parts",
     "published_unet": "parts",
     "trained_autoencoder": "parts",
+    "trained_contrastive": "parts",
     "trained_restoration": "parts",
     "trained_unet": "parts",
     "trained_coarse": "parts",

@@ -28,8 +28,10 @@ from pathorestore.models.iste import Search, TextureDecoder
 from pathorestore.models.optics_prompt import NoOptics, OpticsPrompt
 from pathorestore.models.pdiffusion import PDiffusion
 from pathorestore.models.pformer import PFormer, Restormer
+from pathorestore.models.prompted import PromptedSwinIR, PromptFusion
 from pathorestore.models.prompts import EdgePrompt, PathologyPrompt, Prompter
 from pathorestore.models.swinir import SwinIR
+from pathorestore.models.text import ByteTextEncoder
 from pathorestore.pipelines.controlled import ControlledSampler, SamplingSettings
 from pathorestore.pipelines.histo_diffusion import HistoDiffusion
 from pathorestore.pipelines.iste import ISTE
@@ -55,6 +57,9 @@ _CLASSES: dict[str, type[Pretrained]] = {
     "SmallClip": SmallClip,
     "QualityPrompt": QualityPrompt,
     "SwinIR": SwinIR,
+    "PromptedSwinIR": PromptedSwinIR,
+    "PromptFusion": PromptFusion,
+    "ByteTextEncoder": ByteTextEncoder,
     "TextureDecoder": TextureDecoder,
     "LIIFDecoder": LIIFDecoder,
     "LTEDecoder": LTEDecoder,

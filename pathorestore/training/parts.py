@@ -9,6 +9,7 @@ from torch import nn
 
 from pathorestore.hub import Pretrained
 from pathorestore.models.autoencoder import LatentAutoencoder
+from pathorestore.models.contrastive import ContrastiveEncoder
 from pathorestore.models.controlled import ControlNet, LatentUNet
 from pathorestore.models.defocus import DefocusEstimator
 from pathorestore.models.encoders import PathologyEncoder, TinyEncoder
@@ -25,6 +26,7 @@ Folder = str | os.PathLike[str]
 EMBEDDED = "embedded"
 _STAGES: Mapping[str, str] = {
     "encoder": "encoder",
+    "contrastive": "contrastive",
     "defocus": "defocus",
     "pathology": "pathology",
     "edge": "pdiffusion",
@@ -59,6 +61,11 @@ def trained_coarse(folder: Folder = EMBEDDED) -> PFormer:
 def trained_fine(folder: Folder = EMBEDDED) -> PDiffusion:
     """The fine stage of a folder of parts, to train it further."""
     return _part(PDiffusion, folder, "fine")
+
+
+def trained_contrastive(folder: Folder) -> ContrastiveEncoder:
+    """The contrastive encoder of a folder of parts."""
+    return _part(ContrastiveEncoder, folder, "contrastive")
 
 
 def trained_restoration(folder: Folder) -> SwinIR:

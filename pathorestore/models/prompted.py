@@ -1,0 +1,133 @@
+"""How prompts and impressions of an image reach the networks: as context tokens, as one vector, and by FiLM in the coarse network.
+
+Our definition of what LPFM's abstract leaves open. FiLM: Perez et al., AAAI 2018.
+"""
+
+from dataclasses import dataclass, field
+from typing import NamedTuple, Self
+
+import torch
+import torch.nn.functional as F
+from einops import rearrange
+from torch import Tensor, nn
+
+from pathorestore.hub import Pretrained
+from pathorestore.models.contrastive import THETA_DIM, Impression
+from pathorestore.models.swinir import SwinIR, SwinIRConfig
+from pathorestore.models.text import Text
+
+_PATCH_PX = 16
+
+
+class Guidance(NamedTuple):
+    """What networks are told: context b n d, for cross-attention, and a vector b v."""
+
+    context: Tensor
+    vector: Tensor
+
+
+@dataclass(frozen=True, kw_only=True)
+class FusionConfig:
+    """Sizes of a `PromptFusion`. text_dim, image_dim, degradation_dim: of what comes in. context_dim: of what goes out.
+
+    grid: image tokens are averaged to so many a side.
+    """
+
+    text_dim: int = 64
+    image_dim: int = 128
+    degradation_dim: int = 32
+    context_dim: int = 64
+    grid: int = 4
+
+    def __post_init__(self) -> None:
+        if min(self.text_dim, self.image_dim, self.degradation_dim, self.context_dim, self.grid) < 1:
+            raise ValueError(f"sizes must be at least 1; got {self}")
+
+    @property
+    def vector_dim(self) -> int:
+        """Of `told`."""
+        return self.text_dim + THETA_DIM + self.degradation_dim + 1
+
+    @classmethod
+    def tiny(cls) -> Self:
+        """For the tiny encoders."""
+        return cls()
+
+    @classmethod
+    def nano(cls) -> Self:
+        """For tests."""
+        return cls(text_dim=16, image_dim=16, degradation_dim=8, context_dim=16, grid=2)
+
+
+def told(text: Text, impression: Impression | None, *, degradation_dim: int, known: Tensor | None = None) -> Tensor:
+    """The vector that networks are told: pooled text, theta, degradation, and whether these two are known, else zeros.
+
+    known: b, bool, whose impression counts; all unless given.
+    """
+    nothing = text.pooled.new_zeros(len(text.pooled), THETA_DIM + degradation_dim + 1)
+    if impression is None:
+        return torch.cat([text.pooled, nothing], dim=1)
+    seen = torch.cat([impression.theta, impression.degradation, torch.ones_like(impression.theta[:, :1])], dim=1)
+    return torch.cat([text.pooled, seen if known is None else torch.where(known[:, None], seen, nothing)], dim=1)
+
+
+class PromptFusion(nn.Module, Pretrained):
+    """Text and impression -> `Guidance`. Without an impression learned tokens and zeros stand for it: the prompt-only path."""
+
+    def __init__(self, config: FusionConfig):
+        super().__init__()
+        self.config = config
+        self.text = nn.Linear(config.text_dim, config.context_dim)
+        self.image = nn.Linear(config.image_dim, config.context_dim)
+        self.nothing = nn.Parameter(0.02 * torch.randn(1, config.grid**2, config.context_dim))
+        self.kinds = nn.Parameter(0.02 * torch.randn(2, config.context_dim))
+
+    def forward(self, text: Text, impression: Impression | None = None, *, known: Tensor | None = None) -> Guidance:
+        """impression: of square or other images, whose tokens lie row by row, see `averaged`. known: b, bool, whose impression counts."""
+        image = self.nothing.expand(len(text.pooled), -1, -1)
+        if impression is not None:
+            seen = self.image(impression.tokens)
+            image = seen if known is None else torch.where(known[:, None, None], seen, image)
+        context = torch.cat([self.text(text.tokens) + self.kinds[0], image + self.kinds[1]], dim=1)
+        return Guidance(context, told(text, impression, degradation_dim=self.config.degradation_dim, known=known))
+
+    def averaged(self, impression: Impression, image: Tensor) -> Impression:
+        """The impression of images b 3 h w with grid x grid tokens, whatever their size."""
+        rows = image.shape[-2] // _PATCH_PX
+        tokens = rearrange(impression.tokens, "b (y x) d -> b d y x", y=rows)
+        pooled = F.adaptive_avg_pool2d(tokens, self.config.grid)
+        return impression._replace(tokens=pooled.flatten(2).transpose(1, 2))
+
+
+@dataclass(frozen=True, kw_only=True)
+class PromptedSwinIRConfig:
+    """Sizes of a `PromptedSwinIR`. vector_dim: of what it is told."""
+
+    swinir: SwinIRConfig = field(default_factory=SwinIRConfig.tiny_restoration)
+    vector_dim: int = field(default_factory=lambda: FusionConfig().vector_dim)
+
+    def __post_init__(self) -> None:
+        if self.vector_dim < 1 or self.swinir.upsampler == "none":
+            raise ValueError(f"expected a vector, and a SwinIR that gives an image; got {self}")
+
+    @classmethod
+    def tiny(cls) -> Self:
+        """0.5 M parameters."""
+        return cls()
+
+
+class PromptedSwinIR(nn.Module, Pretrained):
+    """A SwinIR whose residual groups are each followed by (1 + gamma) x + beta of a vector b v, zero at first: then it is the SwinIR."""
+
+    def __init__(self, config: PromptedSwinIRConfig):
+        super().__init__()
+        self.config = config
+        self.net = SwinIR(config.swinir)
+        self.film = nn.ModuleList(nn.Linear(config.vector_dim, 2 * config.swinir.embed) for _ in config.swinir.blocks)
+        for parameter in self.film.parameters():
+            nn.init.zeros_(parameter)
+
+    def forward(self, image: Tensor, vector: Tensor) -> Tensor:
+        """Images b 3 h w in [0, 1] -> images of their size, unclamped."""
+        modulated: Tensor = self.net(image, film=[layer(vector) for layer in self.film])
+        return modulated

@@ -1,0 +1,146 @@
+"""LPFM's stages: one network for all tasks, told by a prompt which."""
+
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import NamedTuple, cast
+
+import torch
+import torch.nn.functional as F
+from pytorch_lightning.cli import OptimizerCallable
+from torch import Tensor
+from torchmetrics.functional.image import structural_similarity_index_measure
+
+from pathorestore.data.batches import PairBatch
+from pathorestore.data.synthetic import sharp_middle
+from pathorestore.data.task_prompts import drawn_prompt, render
+from pathorestore.data.tasks import Example, Task, builtin_tasks, named
+from pathorestore.degradations.composed import Theta
+from pathorestore.hub import Pretrained
+from pathorestore.metrics.fidelity import psnr
+from pathorestore.models.contrastive import ContrastiveEncoder
+from pathorestore.models.prompted import PromptedSwinIR, told
+from pathorestore.models.text import ByteTextEncoder
+from pathorestore.training.schedules import Schedule
+from pathorestore.training.stage import Batch, Stage, frozen
+
+_TASK, _EXAMPLE, _PROMPT, _KNOWN, _ASKED = 16, 17, 18, 19, 20  # salts of the random streams
+_UNKNOWN_SHARE = 0.1
+_SSIM_WEIGHT = 0.1
+
+
+class Asked(NamedTuple):
+    """Images b 3 h w that are given and wanted, the prompt for each, and whether its impression is told, b."""
+
+    given: Tensor
+    wanted: Tensor
+    prompts: tuple[str, ...]
+    known: Tensor
+
+
+class Curriculum:
+    """Which tasks are trained, and what batches become. tasks: those built in unless given; only: the names of some of them.
+
+    pairs_task: what photographed pairs are examples of. Raises ValueError for a name that no task has, and where nothing can be trained.
+    """
+
+    def __init__(self, tasks: Sequence[Task] | None = None, *, only: Sequence[str] = (), pairs_task: str = "restore"):
+        self.tasks = tuple(builtin_tasks() if tasks is None else tasks)
+        self.pairs_task = pairs_task
+        chosen = [named(self.tasks, name) for name in only] or self.tasks
+        self.trained = tuple(task for task in chosen if task.example is not None)
+        if not self.trained:
+            raise ValueError(f"none of {', '.join(task.name for task in chosen)} makes examples of sharp images")
+
+    def drawn(self, stage: Stage, batch: Batch) -> Asked:
+        """A task for each image, an example of it and its prompt, by the streams of its key."""
+        known = [float(torch.rand((), generator=own)) >= _UNKNOWN_SHARE for own in stage.streams(batch.key, salt=_KNOWN)]
+        prompts = stage.streams(batch.key, salt=_PROMPT)
+        if isinstance(batch, PairBatch):
+            task, untouched = named(self.tasks, self.pairs_task), Theta.from_normalised(torch.zeros(1, 5))
+            said = tuple(drawn_prompt(task, untouched, own) for own in prompts)
+            return Asked(batch.degraded, batch.clean, said, torch.tensor(known, device=batch.clean.device))
+        weights = torch.tensor([task.weight for task in self.trained])
+        numbers = [int(torch.multinomial(weights, 1, generator=own)) for own in stage.streams(batch.key, salt=_TASK)]
+        chosen = [self.trained[number] for number in numbers]
+        examples = self._examples(stage, batch, chosen, salt=_EXAMPLE)
+        said = tuple(drawn_prompt(task, one.theta, own) for task, one, own in zip(chosen, examples, prompts, strict=True))
+        given, wanted = _stacked(examples, batch.key.device)
+        return Asked(given, wanted, said, torch.tensor(known, device=batch.key.device))
+
+    def asked(self, stage: Stage, batch: Batch, task: Task) -> Asked:
+        """The same with one task for all, in its plainest words."""
+        examples = self._examples(stage, batch, [task] * len(batch.key), salt=_ASKED)
+        given, wanted = _stacked(examples, batch.key.device)
+        return Asked(given, wanted, (render(task),) * len(given), torch.ones(len(given), dtype=torch.bool, device=given.device))
+
+    def _examples(self, stage: Stage, batch: Batch, tasks: Sequence[Task], *, salt: int) -> list[Example]:
+        sharp = (batch.clean if isinstance(batch, PairBatch) else sharp_middle(batch)).float().cpu()
+        streams = stage.streams(batch.key, salt=salt)
+        made: list[Example] = []
+        for index, (task, own) in enumerate(zip(tasks, streams, strict=True)):
+            assert task.example is not None
+            made.append(task.example(sharp[index : index + 1], own))
+        return made
+
+
+def _stacked(examples: Sequence[Example], device: torch.device) -> tuple[Tensor, Tensor]:
+    return torch.cat([one.given for one in examples]).to(device), torch.cat([one.wanted for one in examples]).to(device)
+
+
+class PromptedCoarseStage(Stage):
+    """LPFM's first stage: the coarse network and the text encoder learn all tasks at once, by L1 and a tenth of 1 - SSIM; ours.
+
+    The contrastive encoder is frozen; what it makes of an image is left out for one in ten.
+    """
+
+    trained = ("text", "coarse")
+
+    def __init__(
+        self,
+        coarse: PromptedSwinIR,
+        text: ByteTextEncoder,
+        contrastive: ContrastiveEncoder,
+        *,
+        curriculum: Curriculum | None = None,
+        optimizer: OptimizerCallable = torch.optim.AdamW,
+        schedule: Schedule | None = None,
+        seed: int = 0,
+    ):
+        self.curriculum = curriculum or Curriculum()
+        self.figures = tuple(f"gain_{task.name}" for task in self.curriculum.trained)
+        super().__init__(optimizer=optimizer, schedule=schedule)
+        self.coarse, self.text, self.contrastive = coarse, text, cast(ContrastiveEncoder, frozen(contrastive))
+        self.simulation = replace(self.simulation, seed=seed)
+
+    def parts(self) -> dict[str, Pretrained]:
+        """Both networks, and the encoder that they listen to."""
+        return {"coarse": self.coarse, "text": self.text, "contrastive": self.contrastive}
+
+    def restored(self, asked: Asked) -> Tensor:
+        """What the coarse network makes of what is given, unclamped."""
+        with torch.no_grad():
+            impression = self.contrastive(asked.given)
+        width = self.contrastive.config.degradation_dim
+        made: Tensor = self.coarse(asked.given, told(self.text(asked.prompts), impression, degradation_dim=width, known=asked.known))
+        return made
+
+    def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
+        """L1 and a tenth of 1 - SSIM."""
+        asked = self.curriculum.drawn(self, batch)
+        made = self.restored(asked).float()
+        l1, likeness = F.l1_loss(made, asked.wanted), structural_similarity_index_measure(made, asked.wanted, data_range=1.0)
+        self.log("train_l1", l1, prog_bar=True)
+        return l1 + _SSIM_WEIGHT * (1 - cast(Tensor, likeness))
+
+    def evaluate(self, batch: Batch) -> None:
+        """Gain of each task in dB over what is given."""
+        for task in self.curriculum.trained:
+            asked = self.curriculum.asked(self, batch, task)
+            # an example may be perfect as it is
+            before = psnr(asked.given, asked.wanted).clamp(max=60)
+            self.score(f"gain_{task.name}", psnr(self.restored(asked).clamp(0, 1), asked.wanted).clamp(max=60) - before)
+
+    def pictures(self, batch: Batch) -> dict[str, Tensor]:
+        """Given, made and wanted, of a task each."""
+        asked = self.curriculum.drawn(self, batch)
+        return {"given": asked.given, "made": self.restored(asked).clamp(0, 1), "wanted": asked.wanted}

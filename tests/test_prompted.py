@@ -1,0 +1,235 @@
+"""Prompts on their way to the networks: text encoders, what is told, and FiLM that adds nothing at first."""
+
+import pytest
+import torch
+
+from pathorestore.data.batches import PairBatch, SharpBatch
+from pathorestore.data.task_prompts import render
+from pathorestore.data.tasks import Example, Task, builtin_tasks, named
+from pathorestore.degradations.composed import Theta
+from pathorestore.hub import WeightsError
+from pathorestore.models.contrastive import ContrastiveEncoder, ContrastiveEncoderConfig
+from pathorestore.models.prompted import FusionConfig, PromptedSwinIR, PromptedSwinIRConfig, PromptFusion, told
+from pathorestore.models.swinir import SwinIRConfig
+from pathorestore.models.text import ByteTextConfig, ByteTextEncoder, ClipTextEncoder, TextEncoder
+from pathorestore.training import Curriculum, PromptedCoarseStage
+from pathorestore.training.export import describe
+
+transformers = pytest.importorskip("transformers")
+
+SWINIR = SwinIRConfig(
+    embed=12, blocks=(2, 2), heads=2, window=2, features=8, unshuffle=2, upsampler="nearest+conv", drop_path=0.0, skip=True
+)
+FUSION = FusionConfig.nano()
+
+
+@pytest.fixture
+def parts():
+    torch.manual_seed(0)
+    coarse = PromptedSwinIR(PromptedSwinIRConfig(swinir=SWINIR, vector_dim=FUSION.vector_dim))
+    text, encoder = ByteTextEncoder(ByteTextConfig.nano()), ContrastiveEncoder(ContrastiveEncoderConfig.nano())
+    return coarse.eval(), text.eval(), encoder.eval(), PromptFusion(FUSION).eval()
+
+
+def batch(keys=(5, 6, 7), size=32):
+    sharp = torch.rand(len(keys), 3, size, size, generator=torch.Generator().manual_seed(1))
+    return SharpBatch(sharp, torch.tensor(keys), torch.zeros(len(keys), dtype=torch.long))
+
+
+def stage_of(parts, **changes):
+    coarse, text, encoder, _ = parts
+    stage = PromptedCoarseStage(coarse, text, encoder, **changes)
+    stage.log = lambda *_, **__: None
+    return stage
+
+
+def opened(coarse):
+    """Weights that make the FiLM matter."""
+    with torch.no_grad():
+        for parameter in coarse.film.parameters():
+            parameter.normal_(std=0.1)
+        coarse.net.conv_last.weight.normal_(std=0.1)
+    return coarse
+
+
+def test_texts_are_encoded_one_by_one_and_byte_by_byte(parts):
+    encoder = parts[1]
+    assert isinstance(encoder, TextEncoder)
+    together = encoder(["denoise", "entrauschen: ä", ""])
+    assert together.tokens.shape == (3, 96, 16)
+    for index, prompt in enumerate(["denoise", "entrauschen: ä", ""]):
+        alone = encoder([prompt])
+        assert torch.allclose(alone.tokens, together.tokens[index : index + 1], atol=1e-6)
+        assert torch.allclose(alone.pooled, together.pooled[index : index + 1], atol=1e-6)
+    assert not torch.allclose(together.pooled[0], together.pooled[1], atol=1e-3)
+    # what is longer is cut
+    assert torch.equal(encoder(["x" * 94]).pooled, encoder(["x" * 95]).pooled)
+    assert not torch.equal(encoder(["x" * 93]).pooled, encoder(["x" * 94]).pooled)
+
+
+def test_a_text_encoder_comes_back(parts, tmp_path):
+    parts[1].save_pretrained(tmp_path)
+    assert torch.equal(ByteTextEncoder.from_pretrained(tmp_path)(["deblur"]).pooled, parts[1](["deblur"]).pooled)
+
+
+@pytest.mark.parametrize("layout", ["clip", "stable-diffusion"])
+def test_the_text_tower_of_a_folder_is_read(tmp_path, layout):
+    places = (tmp_path / "text_encoder", tmp_path / "tokenizer") if layout == "stable-diffusion" else (tmp_path, tmp_path)
+    config = transformers.CLIPTextConfig(
+        vocab_size=8,
+        hidden_size=16,
+        intermediate_size=16,
+        num_hidden_layers=1,
+        num_attention_heads=2,
+        max_position_embeddings=9,
+        bos_token_id=0,
+        eos_token_id=1,
+    )
+    transformers.CLIPTextModel(config).save_pretrained(places[0])
+    words = ["<|startoftext|>", "<|endoftext|>", "a</w>", "b</w>", "a", "b"]
+    places[1].mkdir(exist_ok=True)
+    (places[1] / "vocab.json").write_text("{" + ", ".join(f'"{word}": {number}' for number, word in enumerate(words)) + "}")
+    (places[1] / "merges.txt").write_text("#version: 0.2\n")
+    (places[1] / "tokenizer_config.json").write_text('{"tokenizer_class": "CLIPTokenizer"}')
+    tower = ClipTextEncoder(tmp_path)
+    text = tower(["a b", "a"])
+    assert text.tokens.shape == (2, 9, 16)
+    assert text.pooled.shape == (2, tower.dim)
+    assert not torch.allclose(text.pooled[0], text.pooled[1])
+    assert not any(parameter.requires_grad for parameter in tower.parameters())
+
+
+def test_a_folder_without_a_text_tower_is_refused(tmp_path):
+    with pytest.raises(WeightsError, match="holds no tokenizer"):
+        ClipTextEncoder(tmp_path)
+    (tmp_path / "vocab.json").write_text("{}")
+    with pytest.raises(WeightsError, match="holds no CLIP text tower"):
+        ClipTextEncoder(tmp_path)
+
+
+def test_untrained_film_is_the_plain_network(parts):
+    coarse, image = parts[0], torch.rand(2, 3, 17, 24)
+    with torch.no_grad():
+        coarse.net.conv_last.weight.normal_(std=0.1)
+        plain = coarse.net(image)
+        assert torch.equal(coarse(image, torch.randn(2, FUSION.vector_dim)), plain)
+        assert not torch.allclose(opened(coarse)(image, torch.randn(2, FUSION.vector_dim)), coarse.net(image), atol=1e-4)
+
+
+def test_film_scales_and_shifts_what_each_group_gives(parts):
+    net, image = parts[0].net, torch.rand(2, 3, 16, 16)
+    film = [torch.randn(2, 24) for _ in range(2)]
+    seen = []
+    for group in net.layers:
+        group.register_forward_hook(lambda _m, given, made: seen.append((given[0], made)))
+    net(image, film=film)
+    gamma, beta = film[0][:, None, None].chunk(2, dim=-1)
+    assert torch.allclose(seen[1][0], (1 + gamma) * seen[0][1] + beta, atol=1e-6)
+
+
+def test_what_is_told_is_text_and_what_the_encoder_saw(parts):
+    text, impression = parts[1](["denoise", "deblur"]), parts[2](torch.rand(2, 3, 32, 32))
+    vector = told(text, impression, degradation_dim=8)
+    assert vector.shape == (2, FUSION.vector_dim)
+    assert torch.equal(vector, torch.cat([text.pooled, impression.theta, impression.degradation, torch.ones(2, 1)], dim=1))
+    alone = told(text, None, degradation_dim=8)
+    assert torch.equal(alone[:, :16], text.pooled)
+    assert not alone[:, 16:].any()
+    half = told(text, impression, degradation_dim=8, known=torch.tensor([True, False]))
+    assert torch.equal(half[0], vector[0])
+    assert torch.equal(half[1], alone[1])
+
+
+def test_without_an_impression_the_prompt_alone_guides(parts):
+    """Whatever the encoder is, and also for a part of a batch."""
+    _, text, encoder, fusion = parts
+    image, words = torch.rand(2, 3, 48, 32), text(["denoise", "deblur"])
+    impression = fusion.averaged(encoder(image), image)
+    assert impression.tokens.shape == (2, 4, 16)
+    full, bare = fusion(words, impression), fusion(words)
+    assert full.context.shape == bare.context.shape == (2, 96 + 4, 16)
+    nobody = fusion(words, impression, known=torch.tensor([False, False]))
+    assert torch.equal(nobody.context, bare.context)
+    assert torch.equal(nobody.vector, bare.vector)
+    half = fusion(words, impression, known=torch.tensor([False, True]))
+    assert torch.equal(half.context[0], bare.context[0])
+    assert torch.equal(half.context[1], full.context[1])
+
+
+def test_tokens_are_averaged_where_they_lie(parts):
+    _, _, encoder, fusion = parts
+    image = torch.rand(1, 3, 64, 32)
+    impression = encoder(image)
+    rows = impression.tokens[0].view(4, 2, 16)
+    assert torch.allclose(fusion.averaged(impression, image).tokens[0, 0], rows[:2, 0].mean(0), atol=1e-6)
+    assert torch.allclose(fusion.averaged(impression, image).tokens[0, 1], rows[:2, 1].mean(0), atol=1e-6)
+
+
+def test_a_batch_draws_tasks_prompts_and_examples_by_the_keys_of_its_images(parts):
+    stage, curriculum = stage_of(parts), Curriculum()
+    whole = curriculum.drawn(stage, batch(keys=tuple(range(40))))
+    part = curriculum.drawn(stage, SharpBatch(*(field[5:7] for field in batch(keys=tuple(range(40))))))
+    assert whole.prompts[5:7] == part.prompts
+    assert torch.equal(whole.given[5:7], part.given)
+    assert torch.equal(whole.wanted[5:7], part.wanted)
+    assert len(set(whole.prompts)) > 10
+    assert 0 < (~whole.known).sum() < 15
+
+
+def test_a_curriculum_of_some_tasks_draws_these_alone(parts):
+    drawn = Curriculum(only=["denoise"]).drawn(stage_of(parts), batch(keys=tuple(range(30))))
+    assert {prompt.split(";")[0] for prompt in drawn.prompts} <= {
+        "",
+        *(render(named(builtin_tasks(), "denoise"), way=way) for way in range(3)),
+    }
+    with pytest.raises(ValueError, match="no task 'paint'"):
+        Curriculum(only=["paint"])
+    with pytest.raises(ValueError, match="none of stain_af makes examples"):
+        Curriculum(only=["stain_af"])
+
+
+def test_photographed_pairs_are_examples_of_the_task_that_was_named(parts):
+    pairs = PairBatch(torch.rand(2, 3, 32, 32), torch.rand(2, 3, 32, 32), torch.zeros(2), torch.zeros(2), torch.tensor([1, 2]))
+    asked = Curriculum(pairs_task="stain_af").drawn(stage_of(parts), pairs)
+    assert torch.equal(asked.given, pairs.degraded)
+    assert torch.equal(asked.wanted, pairs.clean)
+    assert all(not prompt or "autofluorescence" in prompt for prompt in asked.prompts)
+
+
+def test_the_first_stage_learns_from_its_examples(parts):
+    opened(parts[0])
+    stage = stage_of(parts, curriculum=Curriculum(only=["denoise", "stain_pas"]))
+    asked = stage.curriculum.drawn(stage, batch())
+    loss = stage.training_step(batch(), 0)
+    loss.backward()
+    assert (stage.restored(asked) - asked.wanted).abs().mean() < loss
+    assert all(parameter.grad is None for parameter in stage.contrastive.parameters())
+    assert parts[1].bytes.weight.grad.abs().sum() > 0
+    assert describe(stage)["parts"].keys() == {"coarse", "text", "contrastive"}
+    assert describe(stage)["trained"] == ["text", "coarse"]
+
+
+def test_validation_scores_each_task_by_its_gain(parts, monkeypatch):
+    class Perfect:
+        def __call__(self, *_):
+            return asked.wanted
+
+    stage, scored = stage_of(parts, curriculum=Curriculum(only=["denoise"])), {}
+    asked = stage.curriculum.asked(stage, batch(), named(builtin_tasks(), "denoise"))
+    assert set(asked.prompts) == {"denoise the H&E image"}
+    monkeypatch.setattr(stage, "restored", lambda _: asked.wanted)
+    monkeypatch.setattr(stage, "score", lambda name, values, **_: scored.update({name: values}))
+    stage.evaluate(batch())
+    assert set(scored) == {"gain_denoise"}
+    assert (scored["gain_denoise"] >= 0).all()
+
+
+def test_a_new_task_is_trained_without_a_change_to_any_model(parts):
+    def inverted(image, generator):
+        return Example(1 - image, image, Theta.from_normalised(torch.zeros(1, 5)))
+
+    mine = Task(name="invert", templates=("invert the colours of the {source} image",), example=inverted)
+    stage = stage_of(parts, curriculum=Curriculum([*builtin_tasks(), mine], only=["invert"]))
+    asked = stage.curriculum.drawn(stage, batch())
+    assert torch.allclose(asked.given, 1 - asked.wanted)
+    assert stage.training_step(batch(), 0).isfinite()
