@@ -56,6 +56,7 @@ if TYPE_CHECKING:
     from pathorestore.pipelines.controlled import SamplingSettings as SamplingSettings
     from pathorestore.pipelines.histo_diffusion import HistoDiffusion as HistoDiffusion, HistoDiffusionConfig as HistoDiffusionConfig
     from pathorestore.pipelines.iste import ISTE as ISTE, ISTEConfig as ISTEConfig
+    from pathorestore.pipelines.lpfm import LPFM as LPFM, LPFMConfig as LPFMConfig
     from pathorestore.pipelines.mop import MoPRestorer as MoPRestorer
     from pathorestore.pipelines.refine import DiffusionRefiner as DiffusionRefiner, FineSettings as FineSettings, KeepCoarse as KeepCoarse
     from pathorestore.pipelines.tiled import TiledRestorer as TiledRestorer
@@ -84,6 +85,8 @@ _HOMES = {
     "KeepCoarse": "pipelines.refine",
     "LIIFDecoder": "models.implicit_decoders",
     "LTEDecoder": "models.implicit_decoders",
+    "LPFM": "pipelines.lpfm",
+    "LPFMConfig": "pipelines.lpfm",
     "MoPRestorer": "pipelines.mop",
     "Optics": "functional.optics",
     "OpticsPrompt": "models.optics_prompt",

@@ -97,10 +97,10 @@ def test_what_the_diffusion_leaves_as_it_is_stays_exactly(model, image, monkeypa
     """Whatever the autoencoder makes of it; what it changes of the density is drawn."""
     sampler = having(model, colours="density").sampler
     coarse = F.interpolate(image, size=(33, 47))
-    monkeypatch.setattr(type(sampler), "_sampled", lambda self, condition, noise, progress: condition)
+    monkeypatch.setattr(type(sampler), "_sampled", lambda self, coarse, condition, noise, progress: coarse)
     assert torch.allclose(sampler(coarse, noise=NoiseField(2)), coarse, atol=1e-6)
     changed = torch.full((1, 4, 10, 12), 0.3)
-    monkeypatch.setattr(type(sampler), "_sampled", lambda self, condition, noise, progress: condition + changed)
+    monkeypatch.setattr(type(sampler), "_sampled", lambda self, coarse, condition, noise, progress: coarse + changed)
     padded = sampler.settings.padded_to_multiple(coarse, sampler.multiple_px)
     condition = sampler._encoded(padded)
     before, after = (sampler._decoded(latent)[..., :33, :47] for latent in (condition, condition + changed))
@@ -250,7 +250,7 @@ def test_parts_and_tiles_that_do_not_fit_are_refused(model):
         having(model, tile_px=24)
     unet = model.sampler.denoiser.unet
     other = LatentAutoencoder(replace(AutoencoderConfig.nano(), channels=3))
-    with pytest.raises(ValueError, match="as many channels of latents; got 3, 4 and 4"):
+    with pytest.raises(ValueError, match="as many channels of latents, the last or twice; got 3, 4 and 4"):
         ControlledSampler(other, unet, ControlNet.from_unet(unet), SamplingSettings(tile_px=32))
 
 

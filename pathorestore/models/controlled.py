@@ -5,7 +5,7 @@ as in DiffBIR (Lin et al., ECCV 2024): concatenated with the state at the branch
 """
 
 from dataclasses import dataclass, fields, replace
-from typing import NamedTuple, Self
+from typing import Any, NamedTuple, Self, cast
 
 import torch
 from torch import Tensor, nn
@@ -20,7 +20,8 @@ class UNetLevels:
 
     channels: of a latent. widths: of each level, of half the side each. layers: residual blocks of a level. heads: of the attention of
     each level. attention: whether a level attends to itself and the context. context_dim: width of a context token. groups: of the
-    normalisation. linear: attention projects by linear layers, else by 1x1 convolutions.
+    normalisation. linear: attention projects by linear layers, else by 1x1 convolutions. vector_dim: of a vector that is added to the
+    embedding of the step, see `LatentUNet`; 0 for none.
     """
 
     channels: int = 4
@@ -31,11 +32,16 @@ class UNetLevels:
     context_dim: int = 1024
     groups: int = 32
     linear: bool = True
+    vector_dim: int = 0
 
     def __post_init__(self) -> None:
         if not len(self.widths) == len(self.heads) == len(self.attention):
             raise ValueError(f"widths, heads and attention need one entry for each level; got {self}")
-        if not self.widths or min(*self.widths, *self.heads, self.channels, self.layers, self.context_dim, self.groups) < 1:
+        if (
+            not self.widths
+            or min(*self.widths, *self.heads, self.channels, self.layers, self.context_dim, self.groups) < 1
+            or self.vector_dim < 0
+        ):
             raise ValueError(f"there must be a level, and sizes of at least 1; got {self}")
         for width, heads in zip(self.widths, self.heads, strict=True):
             if width % heads or width % self.groups:
@@ -100,7 +106,9 @@ class Residuals(NamedTuple):
 
 
 class LatentUNet(nn.Module, Pretrained):
-    """Predicts the noise in latents b channels h w at steps t, integers b, given a context b n context_dim.
+    """Predicts the noise in latents b channels h w at steps t, integers b, given a context b n context_dim and a vector b vector_dim.
+
+    The vector goes through two linear layers, the last one zero at first, to the embedding of the step.
 
     null_context: 1 n context_dim, the context of nothing in particular, saved with the weights so that no text tower is needed. It is drawn
     at random here; that of Stable Diffusion is its empty prompt.
@@ -117,12 +125,22 @@ class LatentUNet(nn.Module, Pretrained):
             up_block_types=tuple("CrossAttnUpBlock2D" if attends else "UpBlock2D" for attends in reversed(config.attention)),
             **_sizes(config),
         )
+        _quiet_vector(self.model)
         self.register_buffer("null_context", torch.randn(1, config.context_tokens, config.context_dim))
 
-    def forward(self, state: Tensor, t: Tensor, *, context: Tensor | None = None, control: Residuals | None = None) -> Tensor:
+    def forward(
+        self,
+        state: Tensor,
+        t: Tensor,
+        *,
+        context: Tensor | None = None,
+        vector: Tensor | None = None,
+        control: Residuals | None = None,
+    ) -> Tensor:
         predicted: Tensor = self.model(
             state,
             t,
+            class_labels=_vector(self.config, vector, len(state)),
             encoder_hidden_states=self.context(len(state)) if context is None else context,
             down_block_additional_residuals=control and control.skips,
             mid_block_additional_residual=control and control.middle,
@@ -150,6 +168,7 @@ class ControlNet(nn.Module, Pretrained):
         condition = nn.Conv2d(config.condition_channels, config.widths[0], 3, padding=1, bias=False)
         nn.init.zeros_(condition.weight)
         self.model.controlnet_cond_embedding = condition
+        _quiet_vector(self.model)
 
     @classmethod
     def from_unet(cls, unet: LatentUNet, *, condition_channels: int | None = None) -> Self:
@@ -161,15 +180,17 @@ class ControlNet(nn.Module, Pretrained):
         branch.model.load_state_dict({**own, **shared})
         return branch
 
-    def forward(self, state: Tensor, t: Tensor, condition: Tensor, context: Tensor) -> Residuals:
-        found = self.model(state, t, encoder_hidden_states=context, controlnet_cond=condition)
+    def forward(self, state: Tensor, t: Tensor, condition: Tensor, context: Tensor, *, vector: Tensor | None = None) -> Residuals:
+        told = _vector(self.config, vector, len(state))
+        found = self.model(state, t, encoder_hidden_states=context, controlnet_cond=condition, class_labels=told)
         return Residuals(tuple(found.down_block_res_samples), found.mid_block_res_sample)
 
 
 class ControlledUNet(nn.Module):
     """A U-Net under the control of a branch: the noise in latents b channels h w at steps t, b, given condition latents of their size.
 
-    context: b n context_dim, for both; the null context unless given. Raises ValueError for parts of different sizes.
+    context: b n context_dim, for both; the null context unless given. vector: b vector_dim, for both, see `LatentUNet`.
+    Raises ValueError for parts of different sizes.
     """
 
     def __init__(self, unet: LatentUNet, control: ControlNet):
@@ -179,9 +200,12 @@ class ControlledUNet(nn.Module):
             raise ValueError(f"the control branch is of another size than the U-Net: {', '.join(unlike)}; make it by ControlNet.from_unet")
         self.unet, self.control = unet, control
 
-    def forward(self, state: Tensor, t: Tensor, condition: Tensor, *, context: Tensor | None = None) -> Tensor:
+    def forward(
+        self, state: Tensor, t: Tensor, condition: Tensor, *, context: Tensor | None = None, vector: Tensor | None = None
+    ) -> Tensor:
         context = self.unet.context(len(state)) if context is None else context
-        predicted: Tensor = self.unet(state, t, context=context, control=self.control(state, t, condition, context))
+        control = self.control(state, t, condition, context, vector=vector)
+        predicted: Tensor = self.unet(state, t, context=context, vector=vector, control=control)
         return predicted
 
 
@@ -196,4 +220,22 @@ def _sizes(config: UNetLevels) -> dict[str, object]:
         "cross_attention_dim": config.context_dim,
         "norm_num_groups": config.groups,
         "use_linear_projection": config.linear,
+        "class_embed_type": "projection" if config.vector_dim else None,
+        "projection_class_embeddings_input_dim": config.vector_dim or None,
     }
+
+
+def _quiet_vector(model: nn.Module) -> None:
+    """Let the vector add nothing at first."""
+    embedding = cast(Any, model).class_embedding
+    if embedding is not None:
+        for parameter in embedding.linear_2.parameters():
+            nn.init.zeros_(parameter)
+
+
+def _vector(config: UNetLevels, vector: Tensor | None, batch: int) -> Tensor | None:
+    """The vector as diffusers takes it. Raises ValueError where one is missing, in vain or of another width."""
+    if (vector is None) != (config.vector_dim == 0) or (vector is not None and vector.shape != (batch, config.vector_dim)):
+        got = "none" if vector is None else tuple(vector.shape)
+        raise ValueError(f"expected a vector of shape {(batch, config.vector_dim) if config.vector_dim else 'none'}; got {got}")
+    return vector

@@ -18,10 +18,12 @@ from pathorestore.functional.noise import NoiseField
 from pathorestore.image import pad_to, round_up
 from pathorestore.models.autoencoder import LatentAutoencoder
 from pathorestore.models.controlled import ControlledUNet, ControlNet, LatentUNet
+from pathorestore.models.prompted import Guidance
 from pathorestore.pipelines.restorer import Progress, silent
 
 _SEAM_PX = 32
 _DETAIL_LEVELS = 3  # structure wider than about 8 px is the coarse image's
+LARGEST_GUIDANCE = 30.0
 Start = Literal["noise", "cond"]
 Small = Literal["resize", "pad"]
 Padding = Literal["reflect", "constant"]
@@ -42,6 +44,8 @@ class SamplingSettings:
     shorter side become so large on the way, by `small`: "resize" enlarges them and goes back, "pad" lets them go on. padding: how images go
     on beyond their edges; "constant" is black, as published. colours: how the result gets those of the coarse image; "adain" does not fit
     parts; "density" draws into the coarse image what the diffusion changed of its density, so that what a small autoencoder loses is kept.
+    guidance_scale: how far predictions go from those of the empty prompt towards, or beyond, those of the prompt (classifier-free guidance;
+    Ho and Salimans, arXiv 2207.12598, eq. 6), for systems that take prompts; 1 asks for the prompt alone.
     """
 
     process: GaussianDiffusion = field(default_factory=GaussianDiffusion)
@@ -53,6 +57,7 @@ class SamplingSettings:
     small: Small = "resize"
     padding: Padding = "reflect"
     colours: Colours = "wavelet"
+    guidance_scale: float = 1.0
 
     def __post_init__(self) -> None:
         check_sampler(self.sampler, self.process, self.steps)
@@ -62,6 +67,8 @@ class SamplingSettings:
                 raise ValueError(f"{name} must be one of {', '.join(get_args(known))}; got {getattr(self, name)!r}")
         if self.tile_px < 1 or self.min_px < 1:
             raise ValueError(f"tile_px and min_px must be at least 1; got {self.tile_px} and {self.min_px}")
+        if not 0 <= self.guidance_scale <= LARGEST_GUIDANCE:
+            raise ValueError(f"guidance_scale={self.guidance_scale} must lie in 0..{LARGEST_GUIDANCE:g}; 1 is no guidance")
 
     def padded(self, image: Tensor, height_px: int, width_px: int) -> Tensor:
         """An image b c h w that goes on at its bottom and right to the given size."""
@@ -77,18 +84,40 @@ class SamplingSettings:
 class ControlledSampler(nn.Module):
     """Coarse images b 3 h w of any size -> images of that size with detail, in their colours, unclamped. `denoiser` is what it learns.
 
-    Raises ValueError for parts that do not fit each other.
+    A control branch of twice as many channels sees the given image too, beside the coarse one. guidance: of the prompt, for U-Nets that
+    take one; against: that of the empty prompt, for `guidance_scale`. Raises ValueError for parts that do not fit each other.
     """
 
-    def __init__(self, autoencoder: LatentAutoencoder, unet: LatentUNet, control: ControlNet, settings: SamplingSettings):
+    def __init__(
+        self,
+        autoencoder: LatentAutoencoder,
+        unet: LatentUNet,
+        control: ControlNet,
+        settings: SamplingSettings,
+        *,
+        guidance: Guidance | None = None,
+        against: Guidance | None = None,
+    ):
         super().__init__()
-        if autoencoder.channels != unet.config.channels or autoencoder.channels != control.config.condition_channels:
-            told = f"{autoencoder.channels}, {unet.config.channels} and {control.config.condition_channels}"
-            raise ValueError(f"autoencoder, U-Net and condition must have as many channels of latents; got {told}")
+        channels, seen = autoencoder.channels, control.config.condition_channels
+        if channels != unet.config.channels or seen not in (channels, 2 * channels):
+            told = f"{channels}, {unet.config.channels} and {seen}"
+            raise ValueError(f"autoencoder, U-Net and condition must have as many channels of latents, the last or twice; got {told}")
+        self.guidance, self.against = guidance, against
         self.autoencoder, self.denoiser = autoencoder, ControlledUNet(unet, control)
         self.settings = settings
         if settings.tile_px % (2 * self.multiple_px):
             raise ValueError(f"tile_px={settings.tile_px} must be a multiple of {2 * self.multiple_px} for these parts")
+
+    def guided(self, guidance: Guidance, against: Guidance | None = None) -> "ControlledSampler":
+        """The same parts under a prompt."""
+        parts = (self.autoencoder, self.denoiser.unet, self.denoiser.control, self.settings)
+        return ControlledSampler(*parts, guidance=guidance, against=against).train(self.training)
+
+    @property
+    def sees_given(self) -> bool:
+        """Whether the control branch sees the given image beside the coarse one."""
+        return self.denoiser.control.config.condition_channels == 2 * self.autoencoder.channels
 
     @property
     def multiple_px(self) -> int:
@@ -100,13 +129,19 @@ class ControlledSampler(nn.Module):
         """Tiles start at multiples of this."""
         return stride(self._tile) * self.autoencoder.factor
 
-    def forward(self, coarse: Tensor, *, noise: NoiseField, progress: Progress = silent) -> Tensor:
+    def forward(self, coarse: Tensor, *, noise: NoiseField, given: Tensor | None = None, progress: Progress = silent) -> Tensor:
+        """given: what the coarse images were made of, of their size. Raises ValueError where the control branch wants it in vain."""
         height, width = coarse.shape[-2:]
+        seen = [coarse]
+        if self.sees_given:
+            if given is None:
+                raise ValueError("this control branch sees the given image too; hand it in as given=")
+            seen.append(given)
         # the chain keeps single precision where the networks run in half
-        condition = self._encoded(self.settings.padded_to_multiple(coarse, self.multiple_px)).float()
-        made = self._decoded(self._sampled(condition, noise, progress))[..., :height, :width].float()
+        latents = [self._encoded(self.settings.padded_to_multiple(one, self.multiple_px)).float() for one in seen]
+        made = self._decoded(self._sampled(latents[0], torch.cat(latents, dim=1), noise, progress))[..., :height, :width].float()
         if self.settings.colours == "density":
-            unchanged = self._decoded(condition)[..., :height, :width].float()
+            unchanged = self._decoded(latents[0])[..., :height, :width].float()
             return density_change(coarse, unchanged, made, levels=_DETAIL_LEVELS)
         return _COLOURS[self.settings.colours](made, coarse)
 
@@ -120,15 +155,15 @@ class ControlledSampler(nn.Module):
         """How far tiles of the autoencoder overlap, in latent cells: it looks less far than the diffusion, and takes longer."""
         return -(-_SEAM_PX // self.autoencoder.factor)
 
-    def _sampled(self, condition: Tensor, field: NoiseField, progress: Progress) -> Tensor:
+    def _sampled(self, coarse: Tensor, condition: Tensor, field: NoiseField, progress: Progress) -> Tensor:
         settings, process = self.settings, self.settings.process
 
         def noise(step: int) -> Tensor:
-            return self.autoencoder.noise(field, step, condition)
+            return self.autoencoder.noise(field, step, coarse)
 
         start = noise(process.steps)
         if settings.start == "cond":
-            start = process.noised(condition, torch.full((len(condition),), process.steps - 1), start)
+            start = process.noised(coarse, torch.full((len(coarse),), process.steps - 1), start)
         predict = self._predictor(condition)
         return sample(predict, process, start, noise, sampler=settings.sampler, steps=settings.steps, progress=progress)
 
@@ -137,13 +172,25 @@ class ControlledSampler(nn.Module):
             steps = torch.full((len(state),), t, device=state.device)
 
             def tile(rows: slice, columns: slice) -> Tensor:
-                predicted: Tensor = self.denoiser(state[..., rows, columns], steps, condition[..., rows, columns])
-                return predicted
+                return self._predicted(state[..., rows, columns], steps, condition[..., rows, columns])
 
             predicted = blended(tile, (state.shape[-2], state.shape[-1]), self._tile)
             return self.settings.process.noise_in(state, predicted, t)
 
         return predict
+
+    def _predicted(self, state: Tensor, steps: Tensor, condition: Tensor) -> Tensor:
+        def told(guidance: Guidance | None) -> Tensor:
+            words = (
+                {} if guidance is None else {name: value.expand(len(state), *value.shape[1:]) for name, value in guidance._asdict().items()}
+            )
+            predicted: Tensor = self.denoiser(state, steps, condition, **words)
+            return predicted
+
+        if self.against is None or self.settings.guidance_scale == 1:
+            return told(self.guidance)
+        plain = told(self.against)
+        return plain + self.settings.guidance_scale * (told(self.guidance) - plain)
 
     def _encoded(self, image: Tensor) -> Tensor:
         factor = self.autoencoder.factor

@@ -7,7 +7,7 @@ follows DiffBIR (Lin et al., ECCV 2024), which it adapts.
 import math
 import os
 from dataclasses import dataclass
-from typing import NamedTuple, Self
+from typing import NamedTuple, Self, cast
 
 import torch
 from torch import Tensor, nn
@@ -76,13 +76,14 @@ class HistoDiffusionConfig:
 class HistoDiffusion(nn.Module):
     """Enlarges images by any factor, or restores them at their size.
 
-    restoration: the coarse stage; nn.Identity() leaves it out, as the paper's ablation does. `upscale` takes whole images; `region` a part
-    of one that is enlarged already. What the diffusion learns is `sampler.denoiser`, on latents of `sampler.autoencoder`.
+    restoration: the coarse stage, a `SwinIR` or what has its `config` too; nn.Identity() leaves it out, as the paper's ablation does.
+    `upscale` takes whole images; `region` a part of one that is enlarged already. What the diffusion learns is `sampler.denoiser`, on
+    latents of `sampler.autoencoder`.
     """
 
     def __init__(
         self,
-        restoration: SwinIR | nn.Identity,
+        restoration: nn.Module,
         sampler: ControlledSampler,
         *,
         model_id: str = "custom",
@@ -122,7 +123,8 @@ class HistoDiffusion(nn.Module):
     def with_settings(self, settings: SamplingSettings) -> "HistoDiffusion":
         """The same parts, working otherwise."""
         denoiser = self.sampler.denoiser
-        sampler = ControlledSampler(self.sampler.autoencoder, denoiser.unet, denoiser.control, settings)
+        words = {"guidance": self.sampler.guidance, "against": self.sampler.against}
+        sampler = ControlledSampler(self.sampler.autoencoder, denoiser.unet, denoiser.control, settings, **words)
         sampler.train(self.training)
         return HistoDiffusion(self.restoration, sampler, model_id=self.model_id, weights_hash=self.weights_sha256).train(self.training)
 
@@ -178,7 +180,7 @@ class HistoDiffusion(nn.Module):
         """
         if any(place % self.grid_px for place in origin_px):
             raise ValueError(f"origin_px={origin_px} must be multiples of {self.grid_px}, where tiles and noise of the whole image lie")
-        return _clamped(self.sampler(self._coarse(part), noise=NoiseField(seed, (origin_px,)), progress=progress))
+        return _clamped(self.sampler(self._coarse(part), noise=NoiseField(seed, (origin_px,)), given=part, progress=progress))
 
     @torch.no_grad()
     def coarse_region(self, part: Tensor) -> Tensor:
@@ -206,7 +208,7 @@ class HistoDiffusion(nn.Module):
     @property
     def _multiple_px(self) -> int:
         """Sides are padded to a multiple of this for the coarse stage."""
-        return self.restoration.config.multiple if isinstance(self.restoration, SwinIR) else 1
+        return 1 if isinstance(self.restoration, nn.Identity) else int(cast(SwinIRConfig, self.restoration.config).multiple)
 
     def _coarse(self, part: Tensor) -> Tensor:
         """The coarse image, unclamped."""

@@ -1,0 +1,261 @@
+"""LPFM: image and prompt -> prompted coarse network -> prompted latent diffusion; one set of weights for all tasks.
+
+Of the paper (a low-level pathology foundation model) we know the abstract; this is our definition of it. Its published code path, without
+the image encoder, is the special case `contrastive=None`. At work on an image it is a `HistoDiffusion` whose parts are told the prompt.
+"""
+
+import os
+import warnings
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Self, cast
+
+import torch
+from torch import Tensor, nn
+
+from pathorestore.data.task_prompts import TaskSpec, parse, spec_of
+from pathorestore.data.tasks import Task, builtin_tasks
+from pathorestore.degradations.composed import Theta
+from pathorestore.hub import ModelCard, Pretrained, load_parts, load_settings, locate, model_name, save_parts, weights_sha256
+from pathorestore.image import check_image
+from pathorestore.models.autoencoder import AutoencoderConfig, LatentAutoencoder
+from pathorestore.models.contrastive import ContrastiveEncoder, ContrastiveEncoderConfig, Impression
+from pathorestore.models.controlled import ControlNet, LatentUNet, LatentUNetConfig
+from pathorestore.models.prompted import FusionConfig, PromptedSwinIR, PromptedSwinIRConfig, PromptFusion
+from pathorestore.models.swinir import SwinIRConfig
+from pathorestore.models.text import ByteTextConfig, ByteTextEncoder, TextEncoder
+from pathorestore.pipelines.controlled import ControlledSampler, SamplingSettings
+from pathorestore.pipelines.histo_diffusion import HistoDiffusion, HistoDiffusionConfig
+from pathorestore.pipelines.restorer import Progress, silent
+
+_SYSTEM = "LPFM"
+_PARTS: dict[str, type[Pretrained]] = {
+    "text": ByteTextEncoder,
+    "contrastive": ContrastiveEncoder,
+    "fusion": PromptFusion,
+    "coarse": PromptedSwinIR,
+    "autoencoder": LatentAutoencoder,
+    "unet": LatentUNet,
+    "control": ControlNet,
+}
+_SEEN_PX = 512  # of an image, around its middle, the contrastive encoder looks at so much
+
+
+@dataclass(frozen=True, kw_only=True)
+class LPFMConfig:
+    """Sizes of an `LPFM` and how it works. hint: whether the control branch sees the given image too, beside the coarse one."""
+
+    text: ByteTextConfig
+    contrastive: ContrastiveEncoderConfig
+    fusion: FusionConfig
+    coarse: SwinIRConfig
+    autoencoder: AutoencoderConfig
+    unet: LatentUNetConfig
+    settings: SamplingSettings
+    hint: bool = False
+
+    @classmethod
+    def tiny(cls) -> "LPFMConfig":
+        """5.8 M parameters, for laptops."""
+        parts = HistoDiffusionConfig.tiny()
+        return cls(
+            text=ByteTextConfig.tiny(),
+            contrastive=ContrastiveEncoderConfig.tiny(),
+            fusion=FusionConfig.tiny(),
+            coarse=parts.restoration,
+            autoencoder=parts.autoencoder,
+            unet=parts.unet,
+            settings=replace(parts.settings, sampler="dpm++", steps=10, colours="density"),
+        )
+
+    @classmethod
+    def nano(cls) -> "LPFMConfig":
+        """For tests."""
+        parts = HistoDiffusionConfig.nano()
+        return cls(
+            text=ByteTextConfig.nano(),
+            contrastive=ContrastiveEncoderConfig.nano(),
+            fusion=FusionConfig.nano(),
+            coarse=parts.restoration,
+            autoencoder=parts.autoencoder,
+            unet=parts.unet,
+            settings=parts.settings,
+        )
+
+
+class LPFM(nn.Module):
+    """Does to images what a prompt says.
+
+    text: any `TextEncoder`; only one of ours is saved with the rest, another must be handed to `from_pretrained`. contrastive: None leaves
+    the image encoder out. tasks: whose words are known, see `pathorestore.data.tasks`; any other text is passed on with a warning.
+    """
+
+    def __init__(
+        self,
+        coarse: PromptedSwinIR,
+        text: TextEncoder,
+        fusion: PromptFusion,
+        sampler: ControlledSampler,
+        *,
+        contrastive: ContrastiveEncoder | None = None,
+        tasks: Sequence[Task] | None = None,
+        model_id: str = "custom",
+        weights_hash: str = "none",
+    ):
+        super().__init__()
+        widths = fusion.config.vector_dim, coarse.config.vector_dim, sampler.denoiser.unet.config.vector_dim
+        if len(set(widths)) > 1 or fusion.config.context_dim != sampler.denoiser.unet.config.context_dim:
+            raise ValueError(f"fusion, coarse network and U-Net must agree in vector_dim, got {widths}, and in context_dim")
+        self.coarse, self.text, self.fusion, self.sampler = coarse, cast(nn.Module, text), fusion, sampler
+        self.contrastive = contrastive
+        self.tasks = tuple(builtin_tasks() if tasks is None else tasks)
+        self.model_id, self.weights_sha256 = model_id, weights_hash
+
+    @classmethod
+    def of(cls, config: LPFMConfig) -> Self:
+        """A system with initial weights, whose control branch starts as a copy of the U-Net."""
+        unet = LatentUNet(replace(config.unet, vector_dim=config.fusion.vector_dim))
+        channels = config.autoencoder.channels
+        control = ControlNet.from_unet(unet, condition_channels=2 * channels if config.hint else channels)
+        sampler = ControlledSampler(LatentAutoencoder(config.autoencoder), unet, control, config.settings)
+        coarse = PromptedSwinIR(PromptedSwinIRConfig(swinir=config.coarse, vector_dim=config.fusion.vector_dim))
+        contrastive = ContrastiveEncoder(config.contrastive)
+        return cls(coarse, ByteTextEncoder(config.text), PromptFusion(config.fusion), sampler, contrastive=contrastive)
+
+    def forward(
+        self,
+        image: Tensor,
+        prompt: str | TaskSpec | None = None,
+        *,
+        task: str | None = None,
+        scale: float | None = None,
+        theta: Theta | None = None,
+        seed: int = 0,
+        coarse_only: bool = False,
+        progress: Progress = silent,
+    ) -> Tensor:
+        """Images b 3 h w in [0, 1] as a prompt wants them, or as the task of a name does, for H&E; clamped.
+
+        prompt: words, or what `asked` gives. scale: of what comes out; else as the prompt says ("enlarge the H&E image 2.7 times"), or 1.
+        theta: what was done to the images, one row each, in place of what the encoder thinks. coarse_only: the first stage alone.
+        Raises ValueError for anything but one of prompt and task, and else as `HistoDiffusion.upscale`.
+        """
+        check_image(image)
+        spec = prompt if isinstance(prompt, TaskSpec) else self.asked(prompt, task=task, scale=scale)
+        scale, made = scale or spec.scale, []
+        for index in range(len(image)):
+            one = image[index : index + 1]
+            known = None if theta is None else Theta(*(row[index : index + 1] for row in theta))
+            working = self.working(spec, self.impression(one, theta=known))
+            if coarse_only:
+                made.append(working.coarse(one, scale=scale))
+            else:
+                made.append(working.upscale(one, scale=scale, seed=seed, progress=progress))
+        return torch.cat(made)
+
+    def asked(self, prompt: str | None = None, *, task: str | None = None, source: str = "he", scale: float | None = None) -> TaskSpec:
+        """What a prompt asks for, or the task of a name, whose images are stained with `source`.
+
+        Words that no task has are passed on, with a warning. Raises ValueError for anything but one of prompt and task.
+        """
+        if (prompt is None) == (task is None):
+            raise ValueError(f"give one of prompt and task; got prompt={prompt!r} and task={task!r}")
+        if task is not None:
+            return spec_of(self.tasks, task=task, source=source, scale=scale or 1.0)
+        spec = parse(prompt or "", self.tasks)
+        if not spec.known:
+            warnings.warn(
+                f"the prompt {spec.text!r} is no known task's; it is passed on as it is, and what the model makes of it was never tested",
+                stacklevel=3,
+            )
+        return spec
+
+    @torch.no_grad()
+    def impression(self, image: Tensor, *, theta: Theta | None = None) -> Impression | None:
+        """What the encoder sees in the middle of one image 1 3 h w; None without an encoder. theta: what was done to it, if known."""
+        if self.contrastive is None:
+            return None
+        height, width = image.shape[-2:]
+        top, left = (max(0, (side - _SEEN_PX) // 2) for side in (height, width))
+        part = self.sampler.settings.padded(image.float(), max(height, 16), max(width, 16))[
+            ..., top : top + _SEEN_PX, left : left + _SEEN_PX
+        ]
+        seen = self.fusion.averaged(self.contrastive(part), part)
+        return seen if theta is None else seen._replace(theta=theta.normalised().to(seen.theta))
+
+    @torch.no_grad()
+    def working(self, spec: TaskSpec, impression: Impression | None = None) -> HistoDiffusion:
+        """The system under a prompt, for one image or its regions. impression: None is the prompt-only path."""
+        guidance = self.fusion(self.text([spec.text]), impression)
+        against = None if self.settings.guidance_scale == 1 else self.fusion(self.text([""]), impression)
+        coarse = _Told(self.coarse, guidance.vector)
+        return HistoDiffusion(
+            coarse, self.sampler.guided(guidance, against), model_id=self.model_id, weights_hash=self.weights_sha256
+        ).train(self.training)
+
+    @property
+    def settings(self) -> SamplingSettings:
+        """How the diffusion works."""
+        return self.sampler.settings
+
+    def with_settings(self, settings: SamplingSettings) -> "LPFM":
+        """The same parts, working otherwise."""
+        denoiser = self.sampler.denoiser
+        sampler = ControlledSampler(self.sampler.autoencoder, denoiser.unet, denoiser.control, settings)
+        parts = (self.coarse, cast(TextEncoder, self.text), self.fusion, sampler)
+        other = LPFM(*parts, contrastive=self.contrastive, tasks=self.tasks, model_id=self.model_id, weights_hash=self.weights_sha256)
+        return other.train(self.training)
+
+    def save_pretrained(self, folder: str | os.PathLike[str], *, card: ModelCard | None = None, dtype: torch.dtype | None = None) -> None:
+        """Write one sub-folder per part, and the settings. dtype: storage type of the weights, such as torch.float16."""
+        denoiser = self.sampler.denoiser
+        parts: dict[str, Pretrained] = {"coarse": self.coarse, "fusion": self.fusion, "autoencoder": self.sampler.autoencoder}
+        parts |= {"unet": denoiser.unet, "control": denoiser.control}
+        if self.contrastive is not None:
+            parts["contrastive"] = self.contrastive
+        if isinstance(self.text, ByteTextEncoder):
+            parts["text"] = self.text
+        save_parts(folder, parts, system=_SYSTEM, settings=self.settings, card=card, dtype=dtype)
+
+    @classmethod
+    def from_pretrained(
+        cls,
+        folder_or_repo_id: str | os.PathLike[str],
+        *,
+        revision: str | None = None,
+        text: TextEncoder | None = None,
+        tasks: Sequence[Task] | None = None,
+    ) -> Self:
+        """Load from a folder written by `save_pretrained`, or from a hub repository at a pinned revision; in evaluation mode.
+
+        text: the text encoder it was trained with, where that was not saved. Raises ValueError where none is there.
+        """
+        folder = locate(folder_or_repo_id, revision=revision)
+        parts = load_parts(folder, _PARTS, system=_SYSTEM)
+        words = text or parts.get("text")
+        if words is None:
+            raise ValueError(
+                f"{folder} holds no text encoder; hand in the one it was trained with as text=, such as ClipTextEncoder(FOLDER)"
+            )
+        settings = load_settings(folder, SamplingSettings, system=_SYSTEM)
+        sampler = ControlledSampler(parts["autoencoder"], parts["unet"], parts["control"], settings)
+        named = {"model_id": model_name(folder_or_repo_id), "weights_hash": weights_sha256(folder)}
+        system = cls(parts["coarse"], words, parts["fusion"], sampler, contrastive=parts.get("contrastive"), tasks=tasks, **named)
+        return system.eval()
+
+
+class _Told(nn.Module):
+    """A coarse network that is told one thing, 1 v, whatever the image."""
+
+    def __init__(self, coarse: PromptedSwinIR, vector: Tensor):
+        super().__init__()
+        self.coarse, self.vector = coarse, vector
+
+    @property
+    def config(self) -> SwinIRConfig:
+        """Of the network."""
+        return self.coarse.config.swinir
+
+    def forward(self, image: Tensor) -> Tensor:
+        made: Tensor = self.coarse(image, self.vector.expand(len(image), -1))
+        return made

@@ -1,0 +1,206 @@
+"""LPFM: one system under many prompts; what each path must leave as it is."""
+
+import warnings
+from dataclasses import replace
+
+import pytest
+import torch
+from torch import nn
+
+from pathorestore._torchvision import ensure_torchvision
+from pathorestore.degradations.composed import Theta
+from pathorestore.functional.noise import NoiseField
+
+ensure_torchvision()
+pytest.importorskip("diffusers")
+
+from pathorestore.data.tasks import Task  # noqa: E402
+from pathorestore.models.controlled import ControlledUNet, LatentUNet, LatentUNetConfig  # noqa: E402
+from pathorestore.pipelines.controlled import ControlledSampler, SamplingSettings  # noqa: E402
+from pathorestore.pipelines.histo_diffusion import HistoDiffusion  # noqa: E402
+from pathorestore.pipelines.lpfm import LPFM, LPFMConfig  # noqa: E402
+
+DENOISE, DEBLUR = "denoise the H&E image", "deblur the H&E image"
+
+
+def awake(config=None):
+    """A nano system in which prompts, FiLM and control have a say."""
+    torch.manual_seed(0)
+    made = LPFM.of(config or LPFMConfig.nano()).eval()
+    generator = torch.Generator().manual_seed(1)
+    for parameter in made.parameters():
+        if not parameter.any():
+            nn.init.normal_(parameter, std=0.1, generator=generator)
+    return made
+
+
+@pytest.fixture(scope="module")
+def model():
+    return awake()
+
+
+@pytest.fixture
+def image(generator):
+    return torch.rand(1, 3, 32, 48, generator=generator)
+
+
+def test_prompts_matter_and_seeds_too(model, image):
+    made = model(image, DENOISE, seed=3)
+    assert made.shape == image.shape
+    assert torch.equal(made, model(image, DENOISE, seed=3))
+    assert not torch.allclose(made, model(image, DEBLUR, seed=3), atol=1e-3)
+    assert not torch.allclose(made, model(image, DENOISE, seed=4), atol=1e-3)
+    coarse = [model(image, prompt, coarse_only=True) for prompt in (DENOISE, DEBLUR)]
+    assert not torch.allclose(*coarse, atol=1e-3)
+
+
+def test_images_of_a_batch_are_as_they_would_be_alone(model, image):
+    both = torch.cat([image, image.flip(-1)])
+    together = model(both, DENOISE)
+    assert torch.equal(together[1:], model(both[1:], DENOISE))
+
+
+def test_a_task_is_its_plainest_prompt(model, image):
+    assert torch.equal(model(image, task="denoise"), model(image, DENOISE))
+    assert torch.equal(model(image, model.asked(task="denoise")), model(image, DENOISE))
+    assert model(image, "enlarge the H&E image 1.5 times").shape == (1, 3, 48, 72)
+    assert model(image, DENOISE, scale=2).shape == (1, 3, 64, 96)
+
+
+def test_without_an_encoder_the_path_of_the_prompt_alone_is_taken(model, image):
+    parts = (model.coarse, model.text, model.fusion, model.sampler)
+    bare = LPFM(*parts, contrastive=None).eval()
+    assert bare.impression(image) is None
+    spec = model.asked(DENOISE)
+    assert torch.equal(bare(image, DENOISE), model.working(spec).upscale(image, scale=1))
+    assert not torch.allclose(bare(image, DENOISE), model(image, DENOISE), atol=1e-3)
+
+
+def test_what_was_done_can_be_told(model, image):
+    told = Theta(*(torch.tensor([value]) for value in (0.0, 0.0, 1.0, 0.05, 100.0)))
+    seen = model.impression(image, theta=told)
+    assert torch.allclose(seen.theta, told.normalised())
+    assert torch.equal(seen.degradation, model.impression(image).degradation)
+    assert not torch.allclose(model(image, DENOISE, theta=told), model(image, DENOISE), atol=1e-4)
+
+
+def test_guidance_of_one_is_the_conditional_branch_alone(model, image, monkeypatch):
+    working = model.working(model.asked(DENOISE), model.impression(image))
+    sampler = working.sampler
+    state = torch.randn(1, 4, 8, 8)
+    steps, condition = torch.tensor([7]), torch.randn(1, 4, 8, 8)
+    against = model.fusion(model.text([""]), model.impression(image))
+
+    def at(scale):
+        return ControlledSampler(
+            sampler.autoencoder,
+            sampler.denoiser.unet,
+            sampler.denoiser.control,
+            replace(sampler.settings, guidance_scale=scale),
+            guidance=sampler.guidance,
+            against=against,
+        )
+
+    with torch.no_grad():
+        conditional = sampler.denoiser(state, steps, condition, **sampler.guidance._asdict())
+        plain = sampler.denoiser(state, steps, condition, **against._asdict())
+        assert not torch.allclose(plain, conditional, atol=1e-3)
+        assert torch.equal(at(1.0)._predicted(state, steps, condition), conditional)
+        assert torch.equal(at(0.0)._predicted(state, steps, condition), plain)
+        expected = plain + 3 * (conditional - plain)
+        assert torch.allclose(at(3.0)._predicted(state, steps, condition), expected, atol=1e-5)
+    calls = []
+    forward = ControlledUNet.forward
+    monkeypatch.setattr(ControlledUNet, "forward", lambda *a, **k: calls.append(1) or forward(*a, **k))
+    working.region(image)
+    alone = len(calls)
+    model.with_settings(replace(model.settings, guidance_scale=2.0)).working(model.asked(DENOISE)).region(image)
+    assert len(calls) - alone == 2 * alone
+
+
+def test_film_at_zero_is_the_plain_coarse_network(image):
+    fresh = LPFM.of(LPFMConfig.nano()).eval()
+    nn.init.normal_(fresh.coarse.net.conv_last.weight, std=0.1)
+    plain = HistoDiffusion(fresh.coarse.net, fresh.sampler)
+    assert torch.equal(fresh(image, DENOISE, coarse_only=True), plain.coarse(image, scale=1))
+
+
+def test_a_vector_adds_nothing_at_first_and_is_wanted_or_not():
+    torch.manual_seed(0)
+    config = LatentUNetConfig.nano()
+    plain, told = LatentUNet(config), LatentUNet(replace(config, vector_dim=5))
+    told.load_state_dict(plain.state_dict(), strict=False)
+    state, steps = torch.randn(2, 4, 8, 8), torch.tensor([3, 500])
+    with torch.no_grad():
+        assert torch.equal(told(state, steps, vector=torch.randn(2, 5)), plain(state, steps))
+    with pytest.raises(ValueError, match=r"expected a vector of shape \(2, 5\); got none"):
+        told(state, steps)
+    with pytest.raises(ValueError, match=r"expected a vector of shape none; got \(2, 5\)"):
+        plain(state, steps, vector=torch.randn(2, 5))
+
+
+def test_a_hint_shows_the_given_image_to_the_branch(image):
+    model = awake(replace(LPFMConfig.nano(), hint=True))
+    working = model.working(model.asked(DENOISE))
+    sampler = working.sampler
+    assert sampler.sees_given
+    coarse = torch.rand(1, 3, 32, 32)
+    made = [sampler(coarse, given=given, noise=NoiseField(0)) for given in (coarse, 1 - coarse)]
+    assert not torch.allclose(*made, atol=1e-3)
+    with pytest.raises(ValueError, match="hand it in as given="):
+        sampler(coarse, noise=NoiseField(0))
+    assert model(image, DENOISE).shape == image.shape
+
+
+def test_unknown_words_are_passed_on_and_warned_about(model, image):
+    with pytest.warns(UserWarning, match="no known task's; it is passed on as it is"):
+        spec = model.asked("make it shine")
+    assert spec.text == "make it shine"
+    assert not torch.allclose(model.working(spec).coarse(image, scale=1), model(image, DENOISE, coarse_only=True), atol=1e-4)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        model.asked(DENOISE)
+
+
+@pytest.mark.parametrize(("words", "told"), [({}, "give one of prompt and task"), ({"prompt": DENOISE, "task": "denoise"}, "give one of")])
+def test_anything_but_one_of_prompt_and_task_is_refused(model, image, words, told):
+    with pytest.raises(ValueError, match=told):
+        model(image, **words)
+
+
+def test_a_task_of_ones_own_is_known_to_the_system(model):
+    mine = Task(name="invert", templates=("invert the colours of the {source} image",))
+    parts = (model.coarse, model.text, model.fusion, model.sampler)
+    assert LPFM(*parts, tasks=[*model.tasks, mine]).asked("invert the colours of the PAS image").task is mine
+
+
+def test_a_saved_system_comes_back_and_asks_for_a_text_encoder_that_was_not_saved(model, image, tmp_path):
+    model.save_pretrained(tmp_path / "a")
+    again = LPFM.from_pretrained(tmp_path / "a")
+    assert torch.equal(again(image, DENOISE), model(image, DENOISE))
+    assert again.model_id == "a"
+
+    class Foreign(nn.Module):
+        dim = 16
+
+        def forward(self, prompts):
+            return model.text(prompts)
+
+    LPFM(model.coarse, Foreign(), model.fusion, model.sampler, contrastive=model.contrastive).save_pretrained(tmp_path / "b")
+    with pytest.raises(ValueError, match="holds no text encoder"):
+        LPFM.from_pretrained(tmp_path / "b")
+    assert torch.equal(LPFM.from_pretrained(tmp_path / "b", text=Foreign())(image, DENOISE), model(image, DENOISE))
+
+
+def test_settings_are_taken_over(model):
+    other = model.with_settings(replace(model.settings, steps=2, sampler="ddim"))
+    assert other.settings.steps == 2
+    assert not other.training
+    with pytest.raises(ValueError, match="guidance_scale=-1"):
+        SamplingSettings(guidance_scale=-1)
+
+
+def test_parts_that_do_not_fit_are_refused(model):
+    unlike = LPFM.of(replace(LPFMConfig.nano(), fusion=replace(LPFMConfig.nano().fusion, degradation_dim=9)))
+    with pytest.raises(ValueError, match="must agree in vector_dim"):
+        LPFM(unlike.coarse, model.text, model.fusion, model.sampler)
