@@ -187,7 +187,7 @@ def test_a_saved_system_comes_back_and_asks_for_a_text_encoder_that_was_not_save
             return model.text(prompts)
 
     LPFM(model.coarse, Foreign(), model.fusion, model.sampler, contrastive=model.contrastive).save_pretrained(tmp_path / "b")
-    with pytest.raises(ValueError, match="holds no text encoder"):
+    with pytest.raises(ValueError, match="there is no text encoder"):
         LPFM.from_pretrained(tmp_path / "b")
     assert torch.equal(LPFM.from_pretrained(tmp_path / "b", text=Foreign())(image, DENOISE), model(image, DENOISE))
 

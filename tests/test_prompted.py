@@ -12,10 +12,13 @@ from pathorestore.models.contrastive import ContrastiveEncoder, ContrastiveEncod
 from pathorestore.models.prompted import FusionConfig, PromptedSwinIR, PromptedSwinIRConfig, PromptFusion, told
 from pathorestore.models.swinir import SwinIRConfig
 from pathorestore.models.text import ByteTextConfig, ByteTextEncoder, ClipTextEncoder, TextEncoder
-from pathorestore.training import Curriculum, PromptedCoarseStage
+from pathorestore.pipelines.histo_diffusion import HistoDiffusion, HistoDiffusionConfig
+from pathorestore.pipelines.lpfm import LPFM, LPFMConfig
+from pathorestore.training import Curriculum, PromptedCoarseStage, PromptedControlStage, prompted_system
 from pathorestore.training.export import describe
 
 transformers = pytest.importorskip("transformers")
+pytest.importorskip("diffusers")
 
 SWINIR = SwinIRConfig(
     embed=12, blocks=(2, 2), heads=2, window=2, features=8, unshuffle=2, upsampler="nearest+conv", drop_path=0.0, skip=True
@@ -233,3 +236,76 @@ def test_a_new_task_is_trained_without_a_change_to_any_model(parts):
     asked = stage.curriculum.drawn(stage, batch())
     assert torch.allclose(asked.given, 1 - asked.wanted)
     assert stage.training_step(batch(), 0).isfinite()
+
+
+@pytest.fixture
+def system():
+    torch.manual_seed(0)
+    return LPFM.of(LPFMConfig.nano())
+
+
+def second_stage(system, **changes):
+    stage = PromptedControlStage(system, **changes)
+    stage.log = lambda *_, **__: None
+    return stage
+
+
+def test_the_second_stage_predicts_the_noise_in_what_is_wanted(system):
+    """Written out: what is known, how it is told, and what is to be found."""
+    stage = second_stage(system, curriculum=Curriculum(only=["stain_pas"]))
+    asked = stage.curriculum.drawn(stage, batch())
+    process, autoencoder = system.settings.process, system.sampler.autoencoder
+    t = torch.tensor([10, 400, 900])
+
+    def normal(salt):
+        return torch.stack([torch.randn((4, 8, 8), generator=own) for own in stage.streams(batch().key, salt=salt)])
+
+    with torch.no_grad():
+        latent = autoencoder.encode(asked.wanted, noise=normal(23))
+        impression = system.fusion.averaged(system.contrastive(asked.given), asked.given)
+        guidance = system.fusion(system.text(asked.prompts), impression, known=asked.known)
+        condition = autoencoder.encode(system.coarse(asked.given, guidance.vector))
+        state = process.noised(latent, t, normal(22))
+        found = system.sampler.denoiser(state, t, condition, context=guidance.context, vector=guidance.vector)
+        expected = (found - process.target(latent, normal(22), t)).square().mean((1, 2, 3))
+        assert torch.allclose(stage._errors(batch(), asked, t), expected, atol=1e-6)
+
+
+@pytest.mark.parametrize("train_unet", [True, False])
+def test_the_second_stage_trains_what_it_says_alone(system, train_unet):
+    stage = second_stage(system, train_unet=train_unet)
+    for parameter in system.sampler.denoiser.control.parameters():
+        if not parameter.any():
+            torch.nn.init.normal_(parameter, std=0.1)
+    stage.training_step(batch(), 0).backward()
+    denoiser = system.sampler.denoiser
+    moved = {"control": denoiser.control, "fusion": system.fusion, "unet": denoiser.unet}
+    assert set(stage.trained) == set(moved) - (set() if train_unet else {"unet"})
+    for name, module in moved.items():
+        assert any(parameter.grad is not None for parameter in module.parameters()) == (name in stage.trained)
+    for module in (system.text, system.coarse, system.contrastive, system.sampler.autoencoder):
+        assert all(parameter.grad is None for parameter in module.parameters())
+    stage.train()
+    stage.on_train_epoch_start()
+    assert not system.coarse.training
+    assert denoiser.control.training
+    told_of = describe(stage)
+    assert told_of["parts"].keys() == {"text", "contrastive", "fusion", "coarse", "autoencoder", "unet", "control"}
+
+
+def test_a_system_starts_from_the_parts_of_the_stages_before(system, tmp_path):
+    """U-Net and branch, which never were told anything, do what they did."""
+    diffusion = HistoDiffusion.of(HistoDiffusionConfig.nano())
+    diffusion.save_pretrained(tmp_path / "diffusion")
+    for name in ("coarse", "text", "contrastive"):
+        system.parts()[name].save_pretrained(tmp_path / "parts" / name)
+    begun = prompted_system(tmp_path / "parts", diffusion=tmp_path / "diffusion", fusion=FUSION)
+    state, t, condition = torch.randn(2, 4, 8, 8), torch.tensor([3, 500]), torch.randn(2, 4, 8, 8)
+    context, vector = torch.randn(2, 5, 16), torch.randn(2, FUSION.vector_dim)
+    with torch.no_grad():
+        told_something = begun.sampler.denoiser(state, t, condition, context=context, vector=vector)
+        assert torch.equal(told_something, diffusion.sampler.denoiser(state, t, condition, context=context))
+    assert torch.equal(begun.text(["a"]).pooled, system.text.eval()(["a"]).pooled)
+    assert prompted_system(tmp_path / "parts", diffusion=tmp_path / "diffusion", fusion=FUSION, hint=True).sampler.sees_given
+    with pytest.raises(FileNotFoundError, match="holds no trained coarse; train it first .*prompted_coarse_tiny"):
+        prompted_system(tmp_path / "diffusion", diffusion=tmp_path / "diffusion", fusion=FUSION)

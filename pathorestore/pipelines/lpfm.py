@@ -6,9 +6,9 @@ the image encoder, is the special case `contrastive=None`. At work on an image i
 
 import os
 import warnings
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Self, cast
+from typing import Any, Self, cast
 
 import torch
 from torch import Tensor, nn
@@ -206,8 +206,24 @@ class LPFM(nn.Module):
         other = LPFM(*parts, contrastive=self.contrastive, tasks=self.tasks, model_id=self.model_id, weights_hash=self.weights_sha256)
         return other.train(self.training)
 
+    @classmethod
+    def from_parts(cls, parts: Mapping[str, Any], settings: SamplingSettings, *, text: TextEncoder | None = None, **named: Any) -> Self:
+        """A system of parts by the names of `parts`. text: where it is none of them. named: further arguments of the class.
+
+        Raises ValueError where there is no text encoder.
+        """
+        words = text or parts.get("text")
+        if words is None:
+            raise ValueError("there is no text encoder; hand in the one it was trained with as text=, such as ClipTextEncoder(FOLDER)")
+        sampler = ControlledSampler(parts["autoencoder"], parts["unet"], parts["control"], settings)
+        return cls(parts["coarse"], words, parts["fusion"], sampler, contrastive=parts.get("contrastive"), **named)
+
     def save_pretrained(self, folder: str | os.PathLike[str], *, card: ModelCard | None = None, dtype: torch.dtype | None = None) -> None:
         """Write one sub-folder per part, and the settings. dtype: storage type of the weights, such as torch.float16."""
+        save_parts(folder, self.parts(), system=_SYSTEM, settings=self.settings, card=card, dtype=dtype)
+
+    def parts(self) -> dict[str, Pretrained]:
+        """What is saved, by name."""
         denoiser = self.sampler.denoiser
         parts: dict[str, Pretrained] = {"coarse": self.coarse, "fusion": self.fusion, "autoencoder": self.sampler.autoencoder}
         parts |= {"unet": denoiser.unet, "control": denoiser.control}
@@ -215,7 +231,7 @@ class LPFM(nn.Module):
             parts["contrastive"] = self.contrastive
         if isinstance(self.text, ByteTextEncoder):
             parts["text"] = self.text
-        save_parts(folder, parts, system=_SYSTEM, settings=self.settings, card=card, dtype=dtype)
+        return parts
 
     @classmethod
     def from_pretrained(
@@ -231,17 +247,9 @@ class LPFM(nn.Module):
         text: the text encoder it was trained with, where that was not saved. Raises ValueError where none is there.
         """
         folder = locate(folder_or_repo_id, revision=revision)
-        parts = load_parts(folder, _PARTS, system=_SYSTEM)
-        words = text or parts.get("text")
-        if words is None:
-            raise ValueError(
-                f"{folder} holds no text encoder; hand in the one it was trained with as text=, such as ClipTextEncoder(FOLDER)"
-            )
-        settings = load_settings(folder, SamplingSettings, system=_SYSTEM)
-        sampler = ControlledSampler(parts["autoencoder"], parts["unet"], parts["control"], settings)
+        parts, settings = load_parts(folder, _PARTS, system=_SYSTEM), load_settings(folder, SamplingSettings, system=_SYSTEM)
         named = {"model_id": model_name(folder_or_repo_id), "weights_hash": weights_sha256(folder)}
-        system = cls(parts["coarse"], words, parts["fusion"], sampler, contrastive=parts.get("contrastive"), tasks=tasks, **named)
-        return system.eval()
+        return cls.from_parts(parts, settings, text=text, tasks=tasks, **named).eval()
 
 
 class _Told(nn.Module):

@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from pathorestore.training.parts import (
         control_of as control_of,
         control_of_published as control_of_published,
+        prompted_system as prompted_system,
         published_autoencoder as published_autoencoder,
         published_unet as published_unet,
         trained_autoencoder as trained_autoencoder,
@@ -41,7 +42,11 @@ if TYPE_CHECKING:
         EncoderStage as EncoderStage,
         PathologyPromptStage as PathologyPromptStage,
     )
-    from pathorestore.training.prompted_stages import Curriculum as Curriculum, PromptedCoarseStage as PromptedCoarseStage
+    from pathorestore.training.prompted_stages import (
+        Curriculum as Curriculum,
+        PromptedCoarseStage as PromptedCoarseStage,
+        PromptedControlStage as PromptedControlStage,
+    )
     from pathorestore.training.restoration_stages import (
         PDiffusionStage as PDiffusionStage,
         PFormerStage as PFormerStage,
@@ -62,6 +67,8 @@ _HOMES = {
     "ContrastiveStage": "contrastive_stage",
     "Curriculum": "prompted_stages",
     "PromptedCoarseStage": "prompted_stages",
+    "PromptedControlStage": "prompted_stages",
+    "prompted_system": "parts",
     "DefocusStage": "prompt_stages",
     "EncoderStage": "prompt_stages",
     "PDiffusionStage": "restoration_stages",

@@ -35,6 +35,7 @@ from pathorestore.models.text import ByteTextEncoder
 from pathorestore.pipelines.controlled import ControlledSampler, SamplingSettings
 from pathorestore.pipelines.histo_diffusion import HistoDiffusion
 from pathorestore.pipelines.iste import ISTE
+from pathorestore.pipelines.lpfm import LPFM
 from pathorestore.pipelines.mop import MoPRestorer
 from pathorestore.pipelines.refine import DiffusionRefiner, FineSettings, KeepCoarse, Refiner
 from pathorestore.training.card import training_card
@@ -71,6 +72,7 @@ _DTYPES = {"fp32": torch.float32, "fp16": torch.float16}
 # a restorer, but for the encoder: a foundation model's weights are no part of a checkpoint's stage
 _SYSTEM = {"defocus", "pathology", "edge", "coarse"}
 _UPSCALER = {"encoder", "decoder"}
+_PROMPTED = {"text", "fusion", "coarse", "autoencoder", "unet", "control"}
 _GENERATIVE_UPSCALER = {"restoration", "autoencoder", "unet", "control"}
 _LEAF_FILES, _TOP_FILES = {"README.md", "config.json", "model.safetensors"}, {"README.md", "system.json", "training.yaml"}
 
@@ -175,7 +177,7 @@ class _Content:
     @property
     def is_system(self) -> bool:
         """Whether the parts make up a system; a plain Restormer, trained for comparison, is none."""
-        return self._is_restorer or self._is_upscaler or self._is_generative_upscaler
+        return self._is_restorer or self._is_upscaler or self._is_generative_upscaler or self._is_prompted
 
     @property
     def _is_restorer(self) -> bool:
@@ -189,6 +191,10 @@ class _Content:
     @property
     def _is_generative_upscaler(self) -> bool:
         return set(self.described["parts"]) == _GENERATIVE_UPSCALER
+
+    @property
+    def _is_prompted(self) -> bool:
+        return set(self.described["parts"]) >= _PROMPTED
 
     @property
     def notes(self) -> tuple[str, ...]:
@@ -213,8 +219,11 @@ class _Content:
         load_strictly(part, state, source=f"{self.source}: {name}")
         return part.eval()
 
-    def system(self) -> MoPRestorer | ISTE | HistoDiffusion:
+    def system(self) -> MoPRestorer | ISTE | HistoDiffusion | LPFM:
         """The restorer or upscaler that the parts make up."""
+        if self._is_prompted:
+            sampling = decode(SamplingSettings, self.described["settings"], where=f"{self.source}: settings")
+            return LPFM.from_parts({name: self.part(name) for name in self.described["parts"]}, sampling).eval()
         if self._is_generative_upscaler:
             sampling = decode(SamplingSettings, self.described["settings"], where=f"{self.source}: settings")
             sampler = ControlledSampler(self.part("autoencoder"), self.part("unet"), self.part("control"), sampling)

@@ -2,12 +2,13 @@
 
 import os
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, TypeVar, cast
 
 from torch import nn
 
-from pathorestore.hub import Pretrained
+from pathorestore.hub import Pretrained, load_strictly
 from pathorestore.models.autoencoder import LatentAutoencoder
 from pathorestore.models.contrastive import ContrastiveEncoder
 from pathorestore.models.controlled import ControlNet, LatentUNet
@@ -16,9 +17,13 @@ from pathorestore.models.encoders import PathologyEncoder, TinyEncoder
 from pathorestore.models.optics_prompt import NoOptics, OpticsPrompt
 from pathorestore.models.pdiffusion import PDiffusion
 from pathorestore.models.pformer import PFormer
+from pathorestore.models.prompted import FusionConfig, PromptedSwinIR, PromptFusion
 from pathorestore.models.prompts import EdgePrompt, EdgePromptConfig, PathologyPrompt, Prompter
 from pathorestore.models.stable_diffusion import load_stable_diffusion
 from pathorestore.models.swinir import SwinIR
+from pathorestore.models.text import ByteTextEncoder
+from pathorestore.pipelines.controlled import SamplingSettings
+from pathorestore.pipelines.lpfm import LPFM
 from pathorestore.pipelines.mop import default_folder
 
 P = TypeVar("P", bound=Pretrained)
@@ -35,6 +40,8 @@ _STAGES: Mapping[str, str] = {
     "restoration": "restoration",
     "autoencoder": "autoencoder",
     "unet": "latent_unet",
+    "control": "control",
+    "text": "prompted_coarse",
 }
 
 
@@ -88,6 +95,35 @@ def control_of(folder: Folder) -> ControlNet:
     return ControlNet.from_unet(trained_unet(folder))
 
 
+def prompted_system(
+    folder: Folder, *, diffusion: Folder, settings: SamplingSettings | None = None, fusion: FusionConfig | None = None, hint: bool = False
+) -> LPFM:
+    """The start of an `LPFM`: encoders and coarse network of a folder of parts, autoencoder, U-Net and control branch of another.
+
+    These two have never been told a vector, and begin as they are without one. fusion: sizes of a fresh fusion; those of the tiny
+    system unless given. hint: let a fresh control branch see the given image too.
+    """
+    sizes = fusion or FusionConfig.tiny()
+    unet = _with_vector(trained_unet(diffusion), sizes.vector_dim)
+    if hint:
+        control = ControlNet.from_unet(unet, condition_channels=2 * unet.config.channels)
+    else:
+        control = _with_vector(_part(ControlNet, diffusion, "control"), sizes.vector_dim)
+    parts = {"unet": unet, "control": control, "autoencoder": trained_autoencoder(diffusion), "fusion": PromptFusion(sizes)}
+    parts |= {"coarse": _part(PromptedSwinIR, folder, "coarse", stage="prompted_coarse"), "text": _part(ByteTextEncoder, folder, "text")}
+    return LPFM.from_parts(parts | {"contrastive": trained_contrastive(folder)}, settings or SamplingSettings())
+
+
+N = TypeVar("N", LatentUNet, ControlNet)
+
+
+def _with_vector(part: N, vector_dim: int) -> N:
+    told = type(part)(replace(part.config, vector_dim=vector_dim))
+    fresh = tuple(name for name in told.state_dict() if ".class_embedding." in name)
+    load_strictly(told, part.state_dict(), source="its stage without a prompt", fresh=fresh)
+    return told
+
+
 def published_unet(folder: Folder) -> LatentUNet:
     """The U-Net of Stable Diffusion 2.1-base in a local folder, see `load_stable_diffusion`."""
     return load_stable_diffusion(folder).unet
@@ -131,11 +167,11 @@ def _root(folder: Folder) -> Path:
     return default_folder() if str(folder) == EMBEDDED else Path(folder)
 
 
-def _part(cls: type[P], folder: Folder, name: str) -> P:
+def _part(cls: type[P], folder: Folder, name: str, *, stage: str = "") -> P:
     home = _root(folder) / name
     if not (home / "config.json").exists():
         raise FileNotFoundError(
-            f"{home} holds no trained {name}; train it first (pathorestore fit --config {_STAGES[name]}_tiny), export it to that folder "
+            f"{home} holds no trained {name}; train it first (pathorestore fit --config {stage or _STAGES[name]}_tiny), export it to that folder "
             f"(pathorestore export CHECKPOINT -o {folder}), or name another folder; '{EMBEDDED}' is the weights of the package"
         )
     return cast(P, cast(Any, cls).from_pretrained(home).train())

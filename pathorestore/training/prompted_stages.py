@@ -17,13 +17,18 @@ from pathorestore.data.tasks import Example, Task, builtin_tasks, named
 from pathorestore.degradations.composed import Theta
 from pathorestore.hub import Pretrained
 from pathorestore.metrics.fidelity import psnr
-from pathorestore.models.contrastive import ContrastiveEncoder
+from pathorestore.models.autoencoder import LatentAutoencoder
+from pathorestore.models.contrastive import ContrastiveEncoder, Impression
 from pathorestore.models.prompted import PromptedSwinIR, told
 from pathorestore.models.text import ByteTextEncoder
+from pathorestore.pipelines.controlled import SamplingSettings
+from pathorestore.pipelines.lpfm import LPFM
 from pathorestore.training.schedules import Schedule
 from pathorestore.training.stage import Batch, Stage, frozen
 
 _TASK, _EXAMPLE, _PROMPT, _KNOWN, _ASKED = 16, 17, 18, 19, 20  # salts of the random streams
+_TIME, _NOISE, _POSTERIOR = 21, 22, 23
+_VALIDATION_SHARES = (0.05, 0.25, 0.5, 0.75, 0.95)
 _UNKNOWN_SHARE = 0.1
 _SSIM_WEIGHT = 0.1
 
@@ -144,3 +149,104 @@ class PromptedCoarseStage(Stage):
         """Given, made and wanted, of a task each."""
         asked = self.curriculum.drawn(self, batch)
         return {"given": asked.given, "made": self.restored(asked).clamp(0, 1), "wanted": asked.wanted}
+
+
+class PromptedControlStage(Stage):
+    """LPFM's second stage: U-Net, control branch and fusion learn to predict the noise in latents of what is wanted, for all tasks at once.
+
+    The branch sees what the coarse network makes of what is given, or that and the given image where it has twice as many channels. Text
+    encoder, coarse network, contrastive encoder and autoencoder are frozen. train_unet: whether the U-Net is trained too, as it must be
+    where it never met a prompt. watched: tasks whose images validation makes.
+    """
+
+    trained: tuple[str, ...] = ("control", "fusion")
+
+    def __init__(
+        self,
+        system: LPFM,
+        *,
+        curriculum: Curriculum | None = None,
+        train_unet: bool = True,
+        watched: Sequence[str] = ("restore", "stain_pas"),
+        optimizer: OptimizerCallable = torch.optim.AdamW,
+        schedule: Schedule | None = None,
+        seed: int = 0,
+    ):
+        self.curriculum = curriculum or Curriculum()
+        self.watched = [named(self.curriculum.tasks, name) for name in watched]
+        self.figures = ("mse", *(f"gain_{task.name}" for task in self.watched))
+        super().__init__(optimizer=optimizer, schedule=schedule)
+        self.system, denoiser = system, system.sampler.denoiser
+        for part in (system.text, system.coarse, system.contrastive, system.sampler.autoencoder):
+            if part is not None:
+                frozen(part)
+        if train_unet:
+            self.trained = ("control", "unet", "fusion")
+        else:
+            frozen(denoiser.unet)
+        self.simulation = replace(self.simulation, seed=seed)
+
+    def parts(self) -> dict[str, Pretrained]:
+        """The whole system."""
+        return self.system.parts()
+
+    def settings(self) -> SamplingSettings:
+        """How it samples."""
+        return self.system.settings
+
+    def on_train_epoch_start(self) -> None:
+        """Frozen parts of the system stay in evaluation mode too."""
+        for module in (self.system.text, self.system.coarse, self.system.contrastive, self.system.sampler.autoencoder):
+            if module is not None:
+                module.eval()
+
+    def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
+        """Mean squared error of what is predicted, at steps drawn evenly."""
+        asked, process = self.curriculum.drawn(self, batch), self.system.settings.process
+        t = torch.stack([torch.randint(process.steps, (), generator=own) for own in self.streams(batch.key, salt=_TIME)])
+        loss = self._errors(batch, asked, t.to(asked.given.device)).mean()
+        self.log("train_mse", loss, prog_bar=True)
+        return loss
+
+    def evaluate(self, batch: Batch) -> None:
+        """The error over some steps, and the gain in dB of the watched tasks over what is given."""
+        steps = self.system.settings.process.steps
+        for share in _VALIDATION_SHARES:
+            t = torch.full((len(batch.key),), int(share * steps), device=batch.key.device)
+            self.score("mse", self._errors(batch, self.curriculum.drawn(self, batch), t), progress_bar=True)
+        for task in self.watched:
+            asked = self.curriculum.asked(self, batch, task)
+            made = self.system(asked.given, task=task.name)
+            before = psnr(asked.given, asked.wanted).clamp(max=60)
+            self.score(f"gain_{task.name}", psnr(made, asked.wanted).clamp(max=60) - before, progress_bar=True)
+
+    def pictures(self, batch: Batch) -> dict[str, Tensor]:
+        """Given, made and wanted of the last watched task."""
+        asked = self.curriculum.asked(self, batch, self.watched[-1])
+        return {"given": asked.given, "made": self.system(asked.given, task=self.watched[-1].name), "wanted": asked.wanted}
+
+    def _errors(self, batch: Batch, asked: Asked, t: Tensor) -> Tensor:
+        """Mean squared error of each image."""
+        process, autoencoder = self.system.settings.process, self.system.sampler.autoencoder
+        with torch.no_grad():
+            latent = autoencoder.encode(asked.wanted, noise=_normal(batch, self, autoencoder, asked.wanted, salt=_POSTERIOR))
+            text, impression = self.system.text(asked.prompts), self._impression(asked.given)
+            vector = told(text, impression, degradation_dim=self.system.fusion.config.degradation_dim, known=asked.known)
+            condition = autoencoder.encode(self.system.coarse(asked.given, vector))
+            if self.system.sampler.sees_given:
+                condition = torch.cat([condition, autoencoder.encode(asked.given)], dim=1)
+        noise = _normal(batch, self, autoencoder, asked.wanted, salt=_NOISE)
+        guidance = self.system.fusion(text, impression, known=asked.known)
+        state = process.noised(latent, t, noise)
+        predicted = self.system.sampler.denoiser(state, t, condition, context=guidance.context, vector=guidance.vector)
+        return (predicted.float() - process.target(latent, noise, t)).square().flatten(1).mean(dim=1)
+
+    def _impression(self, image: Tensor) -> Impression | None:
+        encoder = self.system.contrastive
+        return None if encoder is None else self.system.fusion.averaged(encoder(image), image)
+
+
+def _normal(batch: Batch, stage: Stage, autoencoder: LatentAutoencoder, image: Tensor, *, salt: int) -> Tensor:
+    """Standard normal noise for the latents of images, an image's by its own stream."""
+    shape = (autoencoder.channels, image.shape[-2] // autoencoder.factor, image.shape[-1] // autoencoder.factor)
+    return torch.stack([torch.randn(shape, generator=own) for own in stage.streams(batch.key, salt=salt)]).to(image)
