@@ -307,5 +307,5 @@ def test_a_system_starts_from_the_parts_of_the_stages_before(system, tmp_path):
         assert torch.equal(told_something, diffusion.sampler.denoiser(state, t, condition, context=context))
     assert torch.equal(begun.text(["a"]).pooled, system.text.eval()(["a"]).pooled)
     assert prompted_system(tmp_path / "parts", diffusion=tmp_path / "diffusion", fusion=FUSION, hint=True).sampler.sees_given
-    with pytest.raises(FileNotFoundError, match="holds no trained coarse; train it first .*prompted_coarse_tiny"):
+    with pytest.raises(FileNotFoundError, match=r"holds no trained coarse; train it first .*prompted_coarse_tiny"):
         prompted_system(tmp_path / "diffusion", diffusion=tmp_path / "diffusion", fusion=FUSION)

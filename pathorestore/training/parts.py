@@ -170,8 +170,9 @@ def _root(folder: Folder) -> Path:
 def _part(cls: type[P], folder: Folder, name: str, *, stage: str = "") -> P:
     home = _root(folder) / name
     if not (home / "config.json").exists():
+        config = f"{stage or _STAGES[name]}_tiny"
         raise FileNotFoundError(
-            f"{home} holds no trained {name}; train it first (pathorestore fit --config {stage or _STAGES[name]}_tiny), export it to that folder "
+            f"{home} holds no trained {name}; train it first (pathorestore fit --config {config}), export it to that folder "
             f"(pathorestore export CHECKPOINT -o {folder}), or name another folder; '{EMBEDDED}' is the weights of the package"
         )
     return cast(P, cast(Any, cls).from_pretrained(home).train())
