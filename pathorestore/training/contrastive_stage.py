@@ -14,7 +14,7 @@ from pathorestore.data.synthetic import sharp_middle
 from pathorestore.degradations.blind import applied, summary
 from pathorestore.degradations.blind_recipes import Recipe
 from pathorestore.degradations.composed import Composed, Theta
-from pathorestore.degradations.stain import RandStainNA, hed_jitter
+from pathorestore.degradations.stain import SYNTHETIC_STAINS, RandStainNA, hed_jitter, synthetic_stain
 from pathorestore.functional.color import luminance
 from pathorestore.functional.noise import stream
 from pathorestore.hub import Pretrained
@@ -26,6 +26,7 @@ from pathorestore.training.stage import Batch, Stage, frozen
 _FAULTS, _VIEWS = 14, 15  # salts of the random streams
 _HED_SIGMA = 0.3
 _GREY_SHARE = 0.1
+_RESTAINED_SHARE = 0.3
 
 
 class Views(NamedTuple):
@@ -159,7 +160,7 @@ class ContrastiveStage(Stage):
         return [stream(self.simulation.seed, _FAULTS, int(batch.key[0]), number) for number in range(self.contrast.faults)]
 
     def _view(self, image: Tensor, generator: torch.Generator) -> Tensor:
-        """A window of 1 3 h w in another stain, turned or mirrored."""
+        """A window of 1 3 h w, turned or mirrored, in another stain: synthetic or as it was, its colours varied, or grey."""
         slack = [side - self.contrast.view_px for side in image.shape[-2:]]
         if min(slack) < 0:
             got = tuple(image.shape[-2:])
@@ -168,6 +169,8 @@ class ContrastiveStage(Stage):
         view = image[..., top : top + self.contrast.view_px, left : left + self.contrast.view_px]
         view = torch.rot90(view, int(torch.randint(4, (), generator=generator)), dims=(2, 3))
         view = view.flip(-1) if torch.rand((), generator=generator) < 0.5 else view
+        if torch.rand((), generator=generator) < _RESTAINED_SHARE:
+            view = synthetic_stain(view, SYNTHETIC_STAINS[int(torch.randint(len(SYNTHETIC_STAINS), (), generator=generator))])
         view = hed_jitter(self.stain(view, generator=generator), sigma=_HED_SIGMA, generator=generator)
         return luminance(view).expand_as(view) if torch.rand((), generator=generator) < _GREY_SHARE else view
 
