@@ -25,7 +25,7 @@ from pathorestore.cli_restore import files_to_restore, fill_restore, restore_els
 from pathorestore.cli_slides import estimates
 from pathorestore.cli_terminal import bar, termination_as_interruption
 from pathorestore.cli_training import fill_ablate, fill_export, run_ablate, run_export
-from pathorestore.cli_upscale import files_to_upscale, fill_upscale, upscale_elsewhere
+from pathorestore.cli_upscale import files_to_upscale, fill_enhance, fill_stain, fill_upscale, upscale_elsewhere
 from pathorestore.cli_view import fill_view, run_view
 from pathorestore.slide.restore_any import StopSignal
 from pathorestore.version import __version__
@@ -66,7 +66,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     except Exception as error:
         if "--verbose" in words:
             traceback.print_exc()
-        return _report(error, one_by_one=words[0] not in ("restore", "upscale", "data", "evaluate", "qc"))
+        return _report(error, one_by_one=words[0] not in ("restore", "upscale", "enhance", "stain", "data", "evaluate", "qc"))
 
 
 def _run(words: list[str]) -> int:
@@ -94,6 +94,14 @@ def _restore(arguments: "Namespace") -> int:
 
 def _upscale(arguments: "Namespace") -> int:
     return _images_and_slides(arguments, upscale_elsewhere(arguments, _now), files_to_upscale, done="enlarged")
+
+
+def _enhance(arguments: "Namespace") -> int:
+    return _images_and_slides(arguments, upscale_elsewhere(arguments, _now), files_to_upscale, done="enhanced")
+
+
+def _stain(arguments: "Namespace") -> int:
+    return _images_and_slides(arguments, upscale_elsewhere(arguments, _now), files_to_upscale, done="stained")
 
 
 def _images_and_slides(
@@ -240,6 +248,8 @@ def _evaluate(arguments: "Namespace") -> int:
 _COMMANDS: dict[str, Callable[["Namespace"], int]] = {
     "restore": _restore,
     "upscale": _upscale,
+    "enhance": _enhance,
+    "stain": _stain,
     "demo": _demo,
     "info": _info,
     "simulate": _simulate,
@@ -341,6 +351,8 @@ def _over_files(*fills: Callable[["ArgumentParser"], None], slides: bool = False
 _FILLERS: dict[str, tuple[Callable[["ArgumentParser"], None], str]] = {
     "restore": (_over_files(fill_restore, fill_engine, slides=True), "restore images and slides"),
     "upscale": (_over_files(fill_upscale, fill_engine, slides=True), "enlarge images and slides, by any factor or to a pixel size"),
+    "enhance": (_over_files(fill_enhance, fill_engine, slides=True), "do to images and slides what a prompt says"),
+    "stain": (_over_files(fill_stain, fill_engine, slides=True), "show images and slides as if stained otherwise"),
     "demo": (fill_demo, "defocus a real histology image, restore it, print figures, draw a picture"),
     "info": (fill_info, "show versions, devices, models and licences, or how a file was made"),
     "simulate": (fill_simulate, "turn a sharp image into a focal stack with exact labels"),

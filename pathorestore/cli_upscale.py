@@ -1,6 +1,7 @@
 """`pathorestore upscale`: what it takes, and the work that makes of it, for images and for slides."""
 
 import sys
+import warnings
 from collections.abc import Callable
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
@@ -23,12 +24,43 @@ if TYPE_CHECKING:
     from jsonargparse import ArgumentParser, Namespace
 
     from pathorestore.pipelines.batch import Job
+    from pathorestore.pipelines.enlarge import Enlargement
     from pathorestore.pipelines.enlargement_risk import EnlargementRisk
     from pathorestore.pipelines.upscalers import ReadyUpscaler, UpscaleOptions
 
 
 def fill_upscale(command: "ArgumentParser") -> None:
-    """Declare the verb's own options."""
+    """Declare the options of `upscale`."""
+    _fill_files(command)
+    command.add_argument("--scale", type=float, default=None, help="how many times as large, 1 to 16, whole or not, such as 2.7")
+    command.add_argument("--mpp", type=float, default=None, help="in place of --scale: the wanted um per pixel, such as 0.25")
+    command.add_argument("--source-mpp", type=float, default=None, help="um per pixel of inputs that do not say it, or are wrong")
+    models = (
+        "iste-tiny (default), histo-diffusion-tiny (draws detail that is plausible, not measured), folder, or hub repository owner/name"
+    )
+    command.add_argument("--model", type=str, default=None, help=models)
+    _fill_work(command, verb="enlarge")
+
+
+def fill_enhance(command: "ArgumentParser") -> None:
+    """Declare the options of `enhance`."""
+    _fill_files(command)
+    what = command.add_mutually_exclusive_group(required=True)
+    what.add_argument("--prompt", type=str, default=None, help='what to do, such as "denoise the H&E image"; known words are in the docs')
+    what.add_argument("--task", type=str, default=None, help="or the name of a task, such as restore, sr, deblur, denoise, restore_jpeg")
+    command.add_argument("--scale", type=float, default=None, help="how many times as large, 1 to 16; default: as the prompt says, or 1")
+    _fill_prompted(command, verb="enhance")
+
+
+def fill_stain(command: "ArgumentParser") -> None:
+    """Declare the options of `stain`."""
+    _fill_files(command)
+    command.add_argument("--to", required=True, type=str, help="stain that comes out: pas, ihc or masson, or what a model of yours knows")
+    command.add_argument("--restore", action="store_true", help="the inputs are degraded: restore them too")
+    _fill_prompted(command, verb="stain")
+
+
+def _fill_files(command: "ArgumentParser") -> None:
     command.add_argument(
         "inputs",
         nargs="+",
@@ -37,13 +69,17 @@ def fill_upscale(command: "ArgumentParser") -> None:
         help="images (PNG, JPEG, TIFF, BMP), slides (SVS, NDPI, TIFF, ...) or folders of them",
     )
     command.add_argument("-o", "--output", required=True, type=str, help="file for one input; folder, trees mirrored in it, for more")
-    command.add_argument("--scale", type=float, default=None, help="how many times as large, 1 to 16, whole or not, such as 2.7")
-    command.add_argument("--mpp", type=float, default=None, help="in place of --scale: the wanted um per pixel, such as 0.25")
-    command.add_argument("--source-mpp", type=float, default=None, help="um per pixel of inputs that do not say it, or are wrong")
-    models = (
-        "iste-tiny (default), histo-diffusion-tiny (draws detail that is plausible, not measured), folder, or hub repository owner/name"
+
+
+def _fill_prompted(command: "ArgumentParser", *, verb: str) -> None:
+    command.add_argument(
+        "--from", dest="source", type=str, default="he", help="stain of the inputs: he (default), pas, ihc, masson, af, ..."
     )
-    command.add_argument("--model", type=str, default=None, help=models)
+    command.add_argument("--model", type=str, default=None, help="lpfm-tiny (default), folder, or hub repository owner/name")
+    _fill_work(command, verb=verb)
+
+
+def _fill_work(command: "ArgumentParser", *, verb: str) -> None:
     command.add_argument("--revision", type=str, default=None, help="commit hash or tag of a hub repository")
     tile = "side of the tiles: 16-512 px of the input, default 64; of generative models in px of the output, default 1024 or more"
     command.add_argument("--tile", type=int, default=None, help=tile)
@@ -60,7 +96,7 @@ def fill_upscale(command: "ArgumentParser") -> None:
     )
     generative.add_argument("--risk-seeds", type=int, default=None, help="runs of the second stage for its risk map; default: 3")
     command.add_argument("--shard", type=str, default="", metavar="I/N", help="do only part I (from 0) of N, for arrays of jobs")
-    fill_slides(command, verb="enlarge")
+    fill_slides(command, verb=verb)
 
 
 def upscale_elsewhere(arguments: "Namespace", clock: Callable[[], str]) -> Elsewhere:
@@ -79,21 +115,22 @@ def files_to_upscale(
     options = upscale_options(arguments)
     if arguments.engine == "ray":  # the driver only plans
         options = replace(options, device="cpu")
-    mark = GENERATED_MARK if is_generative(options) else ""
+    mark = f".virtual-{arguments.to}" if "to" in arguments else GENERATED_MARK if is_generative(options) else ""
     jobs = planned(arguments, mark=mark, check=lambda every: check_maps(arguments, every))
     for name in (job.output.name for job in jobs):
         if mark and marked(name, mark) != name and not arguments.quiet:
-            sys.stderr.write(f"pathorestore: {name} will hold generated detail; a name such as {marked(name, mark)} tells everyone\n")
+            sys.stderr.write(f"pathorestore: {name} will hold what was generated; a name such as {marked(name, mark)} tells everyone\n")
     return jobs, _work(arguments, options, clock, bar, stop)
 
 
 def upscale_options(arguments: "Namespace") -> "UpscaleOptions":
-    """The arguments that say how to enlarge."""
-    from pathorestore.pipelines.enlarge import Enlargement
+    """The arguments that say how to enlarge, or what to do under a prompt."""
     from pathorestore.pipelines.upscalers import UpscaleOptions
 
+    target, words = _target(arguments)
     return UpscaleOptions(
-        target=Enlargement(scale=arguments.scale, mpp=arguments.mpp, source_mpp=arguments.source_mpp),
+        target=target,
+        **words,
         model=arguments.model,
         revision=arguments.revision,
         tile_px=arguments.tile,
@@ -106,16 +143,37 @@ def upscale_options(arguments: "Namespace") -> "UpscaleOptions":
     )
 
 
+def _target(arguments: "Namespace") -> "tuple[Enlargement, dict[str, Any]]":
+    """How large, and what is asked, by the options of the verb."""
+    from pathorestore.data.task_prompts import parse
+    from pathorestore.data.tasks import builtin_tasks
+    from pathorestore.pipelines.enlarge import Enlargement
+
+    if "to" in arguments:
+        task = f"{'restore_' if arguments.restore else ''}stain_{arguments.to.lower()}"
+        return Enlargement(scale=1.0), {"task": task, "source": arguments.source}
+    if "prompt" in arguments:
+        asked = 1.0 if arguments.prompt is None else parse(arguments.prompt, builtin_tasks()).scale
+        words = {"prompt": arguments.prompt, "task": arguments.task, "source": arguments.source}
+        return Enlargement(scale=arguments.scale or asked), words
+    return Enlargement(scale=arguments.scale, mpp=arguments.mpp, source_mpp=arguments.source_mpp), {}
+
+
 def _work(
     arguments: "Namespace", options: "UpscaleOptions", clock: Callable[[], str], bar: Callable[[str], Bar], stop: StopSignal
 ) -> RestoreAny:
+    from pathorestore.data.task_prompts import UnknownPrompt
     from pathorestore.pipelines.image_file import DEFAULT_MAX_PIXELS
     from pathorestore.pipelines.upscale_file import UpscaleFile
     from pathorestore.pipelines.upscalers import ready_upscaler
     from pathorestore.slide.enlarging import Enlarging
     from pathorestore.slide.restore import RestoreSlide
 
-    ready = ready_upscaler(options)
+    with warnings.catch_warnings(record=True) as told:
+        warnings.simplefilter("always", UnknownPrompt)
+        ready = ready_upscaler(options)
+    for one in told:
+        sys.stderr.write(f"pathorestore: {one.message}\n")
     risk = _risk_map(arguments, options, ready, bar) if arguments.risk_map or arguments.risk_seeds is not None else None
     wishes = slide_options(arguments, tile_px=ready.tile_px, overlap_px=ready.overlap_px)
     shared: dict[str, Any] = {

@@ -253,7 +253,7 @@ def test_the_command_marks_what_it_generates(tmp_path, run):
         assert (told["generative"], told["steps"], told["sampler"], told["tile_px"], told["overlap_px"]) == (True, 2, "ddpm", 64, 32)
     code, _, err = run(tmp_path / "in" / "image.png", "-o", tmp_path / "mine.png", "--scale", 2, "--seed", 7, "--tile", 64, "--overlap", 32)
     assert code == 0
-    assert "mine.png will hold generated detail; a name such as mine.generated.png tells everyone" in err
+    assert "mine.png will hold what was generated; a name such as mine.generated.png tells everyone" in err
     assert np.array_equal(np.asarray(Image.open(tmp_path / "mine.png")), np.asarray(Image.open(tmp_path / "out" / "image.generated.png")))
 
 

@@ -14,6 +14,7 @@ from pathorestore.functional.noise import NoiseField
 ensure_torchvision()
 pytest.importorskip("diffusers")
 
+from pathorestore.data.task_prompts import UnknownPrompt  # noqa: E402
 from pathorestore.data.tasks import Task  # noqa: E402
 from pathorestore.models.controlled import ControlledUNet, LatentUNet, LatentUNetConfig  # noqa: E402
 from pathorestore.pipelines.controlled import ControlledSampler, SamplingSettings  # noqa: E402
@@ -153,7 +154,7 @@ def test_a_hint_shows_the_given_image_to_the_branch(image):
 
 
 def test_unknown_words_are_passed_on_and_warned_about(model, image):
-    with pytest.warns(UserWarning, match="no known task's; it is passed on as it is"):
+    with pytest.warns(UnknownPrompt, match="no known task's; it is passed on as it is"):
         spec = model.asked("make it shine")
     assert spec.text == "make it shine"
     assert not torch.allclose(model.working(spec).coarse(image, scale=1), model(image, DENOISE, coarse_only=True), atol=1e-4)

@@ -17,6 +17,10 @@ _NUMBER = r"(?P<scale>\d+(?:\.\d+)?)"
 _UNPRINTABLE = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029\u200b-\u200f\u202a-\u202e\u2066-\u2069]+")
 
 
+class UnknownPrompt(UserWarning):
+    """Words that no task has, which are passed on."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class TaskSpec:
     """What is asked for. task: None for free text that is no known one's. text: the prompt, as the model reads it. scale: of "enlarge"."""

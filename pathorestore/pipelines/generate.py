@@ -14,7 +14,9 @@ from pathorestore.pipelines.batch import BadResult
 from pathorestore.pipelines.enlarge import Cut, Cuts, Size, unheard
 
 if TYPE_CHECKING:
+    from pathorestore.data.task_prompts import TaskSpec
     from pathorestore.pipelines.histo_diffusion import HistoDiffusion
+    from pathorestore.pipelines.lpfm import LPFM
 
 _TRIAL_STEPS = (2, 5)
 
@@ -46,6 +48,11 @@ class GeneratedPieces:
     def passes(self) -> int:
         """Steps of the sampler; one where it is left out."""
         return 1 if self.coarse_only else self.system.settings.steps
+
+    def seen(self, image: Tensor) -> "GeneratedPieces":
+        """See `Pieces`."""
+        del image
+        return self
 
     def cuts(self, size: Size, out_size: Size) -> Cuts:
         """See `Pieces`. An image with a side that is too small for the system is one piece."""
@@ -121,3 +128,16 @@ class GeneratedPieces:
         made = self.system.coarse_region(part)
         heard()
         return made
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class PromptedPieces(GeneratedPieces):
+    """Regions made by an `LPFM` under one prompt; what its encoder sees of an image counts if it was looked at, else the prompt alone."""
+
+    lpfm: "LPFM"
+    spec: "TaskSpec"
+
+    def seen(self, image: Tensor) -> "PromptedPieces":
+        """See `Pieces`."""
+        device = next(self.lpfm.parameters()).device
+        return replace(self, system=self.lpfm.working(self.spec, self.lpfm.impression(image.to(device))))

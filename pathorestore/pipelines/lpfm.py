@@ -13,7 +13,7 @@ from typing import Any, Self, cast
 import torch
 from torch import Tensor, nn
 
-from pathorestore.data.task_prompts import TaskSpec, parse, spec_of
+from pathorestore.data.task_prompts import TaskSpec, UnknownPrompt, parse, spec_of
 from pathorestore.data.tasks import Task, builtin_tasks
 from pathorestore.degradations.composed import Theta
 from pathorestore.hub import ModelCard, Pretrained, load_parts, load_settings, locate, model_name, save_parts, weights_sha256
@@ -166,6 +166,7 @@ class LPFM(nn.Module):
         if not spec.known:
             warnings.warn(
                 f"the prompt {spec.text!r} is no known task's; it is passed on as it is, and what the model makes of it was never tested",
+                UnknownPrompt,
                 stacklevel=3,
             )
         return spec

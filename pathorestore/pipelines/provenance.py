@@ -18,6 +18,7 @@ GENERATED_MARK = ".generated"
 """In the names that are suggested for files with generated detail, before the suffix."""
 
 GENERATED_NOTICE = "AI-generated detail, not for diagnosis"
+STAINED_NOTICE = "virtually stained by AI, no real stain, not for diagnosis"
 GENERATED_NOTE = "the input holds generated detail, and so does the output, which says so too"
 SIMULATED_NOTICE = "simulated from another image, not for diagnosis"
 

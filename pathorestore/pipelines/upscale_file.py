@@ -50,7 +50,7 @@ class UpscaleFile(ImageWork):
         """The larger image, its alpha plane interpolated."""
         size, scale = (given.image.shape[-2], given.image.shape[-1]), self.target.scale_of(given.pixel_um)
         out_size = target_size(size, scale=scale)
-        image = enlarged(self.pieces, given.image, out_size, device=self.device, progress=self.progress)
+        image = enlarged(self.pieces.seen(given.image), given.image, out_size, device=self.device, progress=self.progress)
         pixel_um = self.target.pixel_um(given.pixel_um, size, out_size)
         alpha = None if given.alpha is None else _interpolated(given.alpha, out_size)
         notes = [] if pixel_um else ["the file does not say how large a pixel is, so neither does the output; --source-mpp would"]

@@ -9,15 +9,17 @@ from typing import TYPE_CHECKING
 from pathorestore.image import round_up
 from pathorestore.pipelines.compute import DEVICES, choose_device
 from pathorestore.pipelines.enlarge import DrawnPieces, Enlargement, Pieces
-from pathorestore.pipelines.provenance import ENLARGED_NOTICE, GENERATED_NOTICE, Parameter
+from pathorestore.pipelines.provenance import ENLARGED_NOTICE, GENERATED_NOTICE, STAINED_NOTICE, Parameter
 
 if TYPE_CHECKING:
     from pathorestore.diffusion.gaussian import SamplerName
+    from pathorestore.pipelines.controlled import SamplingSettings
     from pathorestore.pipelines.histo_diffusion import HistoDiffusion
 
 DEFAULT_UPSCALER = "iste-tiny"
 LEAST_OVERLAP_PX = 4
-_ISTE, _HISTO_DIFFUSION = "ISTE", "HistoDiffusion"
+DEFAULT_PROMPTED = "lpfm-tiny"
+_ISTE, _HISTO_DIFFUSION, _LPFM = "ISTE", "HistoDiffusion", "LPFM"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -27,7 +29,8 @@ class UpscaleOptions:
     target: how large. model: embedded name, folder or hub repository, None for the default. revision: commit hash or tag of a repository.
     tile_px, overlap_px: of the tiles, in pixels of the input, of generative models of the output; None for what suits the model. device:
     "auto", "cpu" or "cuda". The others are for generative models. coarse_only: their first stage alone, which generates nothing. steps,
-    sampler: of the second, None for what the weights were made for. seed: of its noise.
+    sampler: of the second, None for what the weights were made for. seed: of its noise. prompt: what is asked of models that take one; or
+    task: the name of one that a model knows, with source, the stain that is given.
     """
 
     target: Enlargement
@@ -40,6 +43,14 @@ class UpscaleOptions:
     steps: int | None = None
     sampler: "SamplerName | None" = None
     seed: int = 0
+    prompt: str | None = None
+    task: str | None = None
+    source: str = "he"
+
+    @property
+    def prompted(self) -> bool:
+        """Whether something is asked."""
+        return self.prompt is not None or self.task is not None
 
     def __post_init__(self) -> None:
         if self.device not in DEVICES:
@@ -66,7 +77,7 @@ class ReadyUpscaler:
     """A way to make pieces on a device, with what a provenance record says about it.
 
     tile_px, overlap_px: as they were chosen. notice: what a viewer must know. generative: whether detail is drawn from noise.
-    knows_compression: whether JPEG was in what it learned from.
+    knows_compression: whether JPEG was in what it learned from. target_stain: that comes out, if it is another one.
     """
 
     pieces: Pieces
@@ -78,16 +89,19 @@ class ReadyUpscaler:
     parameters: dict[str, Parameter]
     generative: bool
     knows_compression: bool
+    target_stain: str = ""
 
     @property
     def notice(self) -> str:
         """What a viewer of the output must know."""
+        if self.target_stain:
+            return STAINED_NOTICE
         return GENERATED_NOTICE if self.generative else ENLARGED_NOTICE
 
 
 def is_generative(options: UpscaleOptions) -> bool:
     """Whether outputs will hold generated detail, told before any weights are read. Raises ValueError or OSError as `ready_upscaler`."""
-    return _system(options)[0] == _HISTO_DIFFUSION and not options.coarse_only
+    return _system(options)[0] in (_HISTO_DIFFUSION, _LPFM) and not options.coarse_only
 
 
 def ready_upscaler(options: UpscaleOptions) -> ReadyUpscaler:
@@ -101,10 +115,13 @@ def _system(options: UpscaleOptions) -> tuple[str, Path]:
     from pathorestore.hub import EMBEDDED_WEIGHTS, WeightsError, locate, stored_system
 
     # the default is the package's, whatever lies in the current folder
-    folder = EMBEDDED_WEIGHTS / DEFAULT_UPSCALER if options.model is None else locate(options.model, revision=options.revision)
+    default = DEFAULT_PROMPTED if options.prompted else DEFAULT_UPSCALER
+    folder = EMBEDDED_WEIGHTS / default if options.model is None else locate(options.model, revision=options.revision)
     system = stored_system(folder)
-    if system not in _MAKERS:
-        raise WeightsError(f"{folder} holds a {system}, which does not enlarge; expected one of {', '.join(_MAKERS)}")
+    if options.prompted != (system == _LPFM) or system not in _MAKERS:
+        wanted = [_LPFM] if options.prompted else [name for name in _MAKERS if name != _LPFM]
+        does = "does not take prompts" if options.prompted else "does not enlarge without a prompt"
+        raise WeightsError(f"{folder} holds a {system}, which {does}; expected one of {', '.join(wanted)}")
     return system, folder
 
 
@@ -137,11 +154,16 @@ def _iste(options: UpscaleOptions, device: str) -> ReadyUpscaler:
 
 
 def _histo_diffusion(options: UpscaleOptions, device: str) -> ReadyUpscaler:
-    from pathorestore.pipelines.generate import GeneratedPieces
     from pathorestore.pipelines.histo_diffusion import HistoDiffusion
 
     assert options.model is not None
-    system = _as_wished(HistoDiffusion.from_pretrained(options.model, revision=options.revision), options).to(device)
+    system = HistoDiffusion.from_pretrained(options.model, revision=options.revision)
+    return _generative(system.with_settings(_wished_settings(system.settings, options)).to(device), options, device)
+
+
+def _generative(system: "HistoDiffusion", options: UpscaleOptions, device: str) -> ReadyUpscaler:
+    from pathorestore.pipelines.generate import GeneratedPieces
+
     settings, grid = system.settings, system.grid_px
     tile = _chosen(options.tile_px, round_up(max(1024, 2 * settings.tile_px), grid))
     overlap = _chosen(options.overlap_px, round_up(3 * settings.tile_px // 2, grid))  # beyond that regions agree
@@ -167,17 +189,44 @@ def _histo_diffusion(options: UpscaleOptions, device: str) -> ReadyUpscaler:
     )
 
 
+def _lpfm(options: UpscaleOptions, device: str) -> ReadyUpscaler:
+    from pathorestore.hub import EMBEDDED_WEIGHTS
+    from pathorestore.pipelines.generate import PromptedPieces
+    from pathorestore.pipelines.lpfm import LPFM
+
+    folder = EMBEDDED_WEIGHTS / DEFAULT_PROMPTED if options.model is None else options.model
+    lpfm = LPFM.from_pretrained(folder, revision=options.revision)
+    lpfm = lpfm.with_settings(_wished_settings(lpfm.settings, options)).to(device)
+    scale = options.target.scale or 1.0
+    spec = lpfm.asked(options.prompt, task=options.task, source=options.source, scale=scale)
+    system = lpfm.working(spec)
+    ready = _generative(system, options, device)
+    said: dict[str, Parameter] = {"prompt": spec.text, "task": spec.task.name if spec.task else None}
+    return replace(
+        ready,
+        pieces=PromptedPieces(
+            system=system,
+            tile_px=ready.tile_px,
+            overlap_px=ready.overlap_px,
+            seed=options.seed,
+            coarse_only=options.coarse_only,
+            lpfm=lpfm,
+            spec=spec,
+        ),
+        parameters=ready.parameters | said | ({"virtual_stain": spec.target, "generative": True} if spec.target else {}),
+        target_stain=spec.target,
+    )
+
+
 def _chosen(wish: int | None, default: int) -> int:
     return default if wish is None else wish
 
 
-def _as_wished(system: "HistoDiffusion", options: UpscaleOptions) -> "HistoDiffusion":
-    settings = system.settings
+def _wished_settings(settings: "SamplingSettings", options: UpscaleOptions) -> "SamplingSettings":
     try:
-        settings = replace(settings, steps=_chosen(options.steps, settings.steps), sampler=options.sampler or settings.sampler)
+        return replace(settings, steps=_chosen(options.steps, settings.steps), sampler=options.sampler or settings.sampler)
     except ValueError as error:
         raise ValueError(f"--steps or --sampler: {error}") from None
-    return system.with_settings(settings)
 
 
-_MAKERS: dict[str, Callable[[UpscaleOptions, str], ReadyUpscaler]] = {_ISTE: _iste, _HISTO_DIFFUSION: _histo_diffusion}
+_MAKERS: dict[str, Callable[[UpscaleOptions, str], ReadyUpscaler]] = {_ISTE: _iste, _HISTO_DIFFUSION: _histo_diffusion, _LPFM: _lpfm}

@@ -1,0 +1,168 @@
+"""`enhance` and `stain`: files and slides under a prompt, what their records say, and what is refused."""
+
+import json
+from xml.etree import ElementTree
+
+import numpy as np
+import pytest
+import tifffile
+from PIL import Image
+
+from pathorestore._torchvision import ensure_torchvision
+
+ensure_torchvision()
+pytest.importorskip("diffusers")
+
+from slide_samples import level_pixels, tissue_pixels, write_slide  # noqa: E402
+from test_lpfm import awake  # noqa: E402
+
+from pathorestore import cli  # noqa: E402
+from pathorestore.image import from_uint8, to_uint8  # noqa: E402
+from pathorestore.pipelines.provenance import GENERATED_NOTICE, STAINED_NOTICE, read_provenance  # noqa: E402
+
+DENOISE = "denoise the H&E image"
+SMALL = ["--tile", 64, "--overlap", 64]
+
+
+@pytest.fixture(scope="module")
+def model():
+    return awake()
+
+
+@pytest.fixture(scope="module")
+def folder(model, tmp_path_factory):
+    target = tmp_path_factory.mktemp("models") / "prompted"
+    model.save_pretrained(target)
+    return target
+
+
+@pytest.fixture
+def run(folder, capsys):
+    def called(*words, model=folder):
+        code = cli.main([*map(str, words), "--model", str(model), "-q"])
+        told = capsys.readouterr()
+        return code, told.out, told.err
+
+    return called
+
+
+@pytest.fixture
+def image(tmp_path):
+    Image.fromarray(tissue_pixels(36, 50)).save(tmp_path / "in.png")
+    return tmp_path / "in.png"
+
+
+def test_a_file_becomes_what_the_system_makes_of_it(model, image, tmp_path, run):
+    code, _, err = run("enhance", image, "-o", f"{tmp_path}/out/", "--prompt", DENOISE, "--seed", 3, "--tile", 256, "--overlap", 64)
+    assert (code, err) == (0, "")
+    made = np.asarray(Image.open(tmp_path / "out" / "in.generated.png"))
+    expected = to_uint8(model(from_uint8(np.asarray(Image.open(image))), DENOISE, seed=3))
+    assert np.abs(made.astype(int) - expected).max() <= 1
+    record = read_provenance(tmp_path / "out" / "in.generated.png")
+    assert record.notice == GENERATED_NOTICE
+    told = record.parameters
+    assert (told["prompt"], told["task"], told["generative"], told["scale"]) == (DENOISE, "denoise", True, 1.0)
+
+
+def test_a_slide_is_made_under_the_prompt_alone(model, tmp_path, run):
+    pixels = tissue_pixels(90, 70)
+    source = write_slide(tmp_path / "in.tif", pixels, levels=1)
+    code, _, err = run(
+        "enhance",
+        source,
+        "-o",
+        tmp_path / "out.generated.tif",
+        "--task",
+        "deblur",
+        "--pyramid",
+        "--all-tiles",
+        "--compression",
+        "deflate",
+        *SMALL,
+    )
+    assert (code, err) == (0, "")
+    made = level_pixels(tmp_path / "out.generated.tif")
+    whole = to_uint8(model.working(model.asked(task="deblur")).upscale(from_uint8(pixels), scale=1))
+    assert np.abs(made.astype(int) - whole).max() <= 1
+    assert read_provenance(tmp_path / "out.generated.tif").parameters["task"] == "deblur"
+
+
+def test_a_prompt_may_say_how_large(image, tmp_path, run):
+    code, _, _ = run("enhance", image, "-o", tmp_path / "a.generated.png", "--prompt", "enlarge the H&E image 1.5 times", *SMALL)
+    assert code == 0
+    assert np.asarray(Image.open(tmp_path / "a.generated.png")).shape == (54, 75, 3)
+    assert run("enhance", image, "-o", tmp_path / "b.generated.png", "--task", "sr", "--scale", 2, *SMALL)[0] == 0
+    assert np.asarray(Image.open(tmp_path / "b.generated.png")).shape == (72, 100, 3)
+
+
+@pytest.mark.parametrize("coarse", [[], ["--coarse-only"]])
+def test_virtual_stains_are_marked_whatever_made_them(image, tmp_path, run, coarse):
+    code, _, err = run("stain", image, "-o", f"{tmp_path}/out/", "--to", "pas", *SMALL, *coarse)
+    assert (code, err) == (0, "")
+    record = read_provenance(tmp_path / "out" / "in.virtual-pas.png")
+    assert record.notice == STAINED_NOTICE
+    told = record.parameters
+    assert (told["virtual_stain"], told["task"], told["generative"]) == ("pas", "stain_pas", True)
+    assert told["prompt"] == "translate the H&E image to a PAS stained image"
+
+
+def test_degraded_inputs_are_restored_and_stained_in_one(image, tmp_path, run):
+    words = ["stain", image, "-o", tmp_path / "x.png", "--to", "masson", "--from", "pas", "--restore", "--coarse-only", *SMALL]
+    code, _, err = run(*words)
+    assert code == 0
+    told = read_provenance(tmp_path / "x.png").parameters
+    assert told["prompt"] == "restore the low-quality PAS image and translate it to a Masson trichrome stained image"
+    # -q keeps the advice about names away
+    assert err == ""
+
+
+def test_free_text_is_passed_on_with_one_plain_line(image, tmp_path, run):
+    code, _, err = run("enhance", image, "-o", tmp_path / "x.generated.png", "--prompt", "make it shine", "--coarse-only", *SMALL)
+    assert code == 0
+    assert err.count("\n") == 1
+    assert "pathorestore: the prompt 'make it shine' is no known task's" in err
+    told = read_provenance(tmp_path / "x.generated.png").parameters
+    assert (told["prompt"], told["task"]) == ("make it shine", None)
+
+
+def test_a_prompt_is_escaped_wherever_it_is_shown(image, tmp_path, run, capsys):
+    """In the records of PNG, TIFF and OME-TIFF, whose XML stays whole, and in what `info` prints."""
+    words = '<script>alert(1)</script> "; rm -rf / é'
+    ome = ["--pyramid", "--format", "ome-tiff"]
+    for name, more in (("x.generated.png", []), ("x.generated.tif", []), ("x.generated.ome.tif", ome)):
+        code, _, err = run("enhance", image, "-o", tmp_path / name, "--prompt", words, "--coarse-only", *SMALL, *more)
+        assert code == 0, err
+        assert read_provenance(tmp_path / name).parameters["prompt"] == words
+    with tifffile.TiffFile(tmp_path / "x.generated.ome.tif") as tiff:
+        assert "<script>" not in tiff.ome_metadata
+        assert ElementTree.fromstring(tiff.ome_metadata) is not None
+    assert cli.main(["info", str(tmp_path / "x.generated.png"), "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["parameters"]["prompt"] == words
+
+
+@pytest.mark.parametrize(
+    ("words", "told"),
+    [
+        (["enhance"], "--prompt"),
+        (["enhance", "--prompt", DENOISE, "--task", "denoise"], "not allowed with"),
+        (["enhance", "--prompt", ""], "the prompt is empty"),
+        (["enhance", "--prompt", "a\x1b[2Jb"], "cannot be printed"),
+        (["enhance", "--task", "paint"], "no task 'paint'; expected one of restore, sr"),
+        (["enhance", "--prompt", DENOISE, "--scale", "0.5"], "--scale 0.5 must lie in 1..16"),
+        (["stain"], "--to"),
+        (["stain", "--to", "gold"], "no task 'stain_gold'"),
+        (["upscale", "--scale", "2"], "holds a LPFM, which does not enlarge without a prompt"),
+    ],
+)
+def test_wishes_that_cannot_be_are_refused_in_one_line(image, tmp_path, run, words, told):
+    code, _, err = run(words[0], image, "-o", tmp_path / "x.png", *words[1:])
+    assert code == 2
+    assert told in err
+    assert err.count("\n") == 1
+    assert not (tmp_path / "x.png").exists()
+
+
+def test_a_model_without_prompts_is_refused(image, tmp_path, run):
+    code, _, err = run("enhance", image, "-o", tmp_path / "x.png", "--prompt", DENOISE, model="iste-tiny")
+    assert code == 2
+    assert "holds a ISTE, which does not take prompts; expected one of LPFM" in err
