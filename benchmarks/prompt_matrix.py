@@ -1,0 +1,104 @@
+"""Does the prompt matter: every task of a prompted system under every prompt, in PSNR against what the task wants.
+
+    python benchmarks/prompt_matrix.py --images VAL --model lpfm-tiny --json out/prompts.json
+
+Each sharp image, at most --crop px around its centre, is one example of each task: the one fault that a restoration names, alone and always
+there; for `restore` one or more of all; for translations the sharp image, or a degraded one where the task is to restore it too. Rows are
+tasks, columns prompts in their plainest words, "given" is what went in. For each task the differences of the right prompt to each other one,
+with 95 % intervals over images (bootstrap); the nearest of them is told, but for prompts that ask for the same and more.
+"""
+
+import argparse
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+from tqdm import tqdm
+
+from pathorestore.atomic import write_atomic
+from pathorestore.data.sharp_crops import image_files
+from pathorestore.data.tasks import Example, Task, anything, without
+from pathorestore.evaluation.cases import central
+from pathorestore.evaluation.results import jsonable
+from pathorestore.functional.noise import stream
+from pathorestore.metrics.fidelity import psnr
+from pathorestore.metrics.statistics import bootstrap_interval
+from pathorestore.pipelines.image_file import read_image_file
+from pathorestore.pipelines.lpfm import LPFM
+
+_FAULTS = {"sr": "downscale", "deblur": "blur", "denoise": "noise", "restore_jpeg": "jpeg"}
+_BEST_DB = 60.0  # of equal images
+
+
+def example(task: Task, sharp: Tensor, number: int) -> Example:
+    """The example of a task that image `number` is."""
+    generator = stream(11, number)
+    if task.name in _FAULTS:
+        return without(_FAULTS[task.name], sharp, generator, present=1.0, others=0.0)  # type: ignore[arg-type]
+    if task.name.startswith("stain_"):
+        return anything(sharp, generator, to=task.target, clean=1.0)
+    while True:
+        drawn = anything(sharp, generator, to=task.target)
+        if drawn.theta.normalised().any():
+            return drawn
+
+
+def more(task: str) -> set[str]:
+    """The prompts that ask for the same and more."""
+    return {"restore"} if task in _FAULTS else {f"restore_{task}"} if task.startswith("stain_") else set()
+
+
+def matrix(model: LPFM, images: Sequence[Tensor], *, coarse_only: bool) -> dict[str, dict[str, list[float]]]:
+    """PSNR of each image by task and prompt, "given" included."""
+    tasks = [task for task in model.tasks if task.example is not None]
+    scores: dict[str, dict[str, list[float]]] = {task.name: {} for task in tasks}
+    for number, sharp in enumerate(tqdm(images)):
+        for task in tasks:
+            given, wanted, _ = example(task, sharp, number)
+            made = {prompt.name: model(given, task=prompt.name, coarse_only=coarse_only) for prompt in tasks}
+            for name, one in ({"given": given} | made).items():
+                scores[task.name].setdefault(name, []).append(min(psnr(one, wanted).item(), _BEST_DB))
+    return scores
+
+
+def differences(scores: dict[str, dict[str, list[float]]]) -> dict[str, dict[str, Any]]:
+    """For each task what the right prompt gains over each other column: mean and 95 % interval."""
+    told: dict[str, dict[str, Any]] = {}
+    for task, row in scores.items():
+        right = torch.tensor(row[task], dtype=torch.float64)
+        others = {name: right - torch.tensor(values, dtype=torch.float64) for name, values in row.items() if name != task}
+        told[task] = {name: list(bootstrap_interval(found)) for name, found in others.items()}
+    return told
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Parse, measure, print, write."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--images", type=Path, required=True, help="folder of sharp H&E images that the model never saw")
+    parser.add_argument("--model", default="lpfm-tiny", help="embedded name or folder")
+    parser.add_argument("--crop", type=int, default=96, metavar="PX")
+    parser.add_argument("--limit", type=int, default=None, help="so many images only")
+    parser.add_argument("--coarse-only", action="store_true")
+    parser.add_argument("--json", type=Path, default=None, help="all scores and differences")
+    chosen = parser.parse_args(arguments)
+    images = [central(read_image_file(path).image, chosen.crop) for path in image_files(chosen.images)[: chosen.limit]]
+    scores = matrix(LPFM.from_pretrained(chosen.model), images, coarse_only=chosen.coarse_only)
+    gains = differences(scores)
+    if chosen.json:
+        content = jsonable({"scores": scores, "differences": gains})
+        write_atomic(chosen.json, (json.dumps(content, indent=1, allow_nan=False) + "\n").encode())
+    columns = ["given", *scores]
+    print("| task | " + " | ".join(columns) + " |\n" + "| --- " * (1 + len(columns)) + "|")
+    for task, row in scores.items():
+        print(f"| {task} | " + " | ".join(f"{sum(row[name]) / len(row[name]):.2f}" for name in columns) + " |")
+    for task, row in gains.items():
+        worst = min(set(row) - more(task), key=lambda name: row[name][0])
+        mean, low, high = row[worst]
+        print(f"{task}: nearest other column {worst}, {mean:+.2f} [{low:+.2f}, {high:+.2f}] dB")
+
+
+if __name__ == "__main__":
+    main()
