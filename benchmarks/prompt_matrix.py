@@ -2,10 +2,10 @@
 
     python benchmarks/prompt_matrix.py --images VAL --model lpfm-tiny --json out/prompts.json
 
-Each sharp image, at most --crop px around its centre, is one example of each task: the one fault that a restoration names, alone and always
-there; for `restore` one or more of all; for translations the sharp image, or a degraded one where the task is to restore it too. Rows are
-tasks, columns prompts in their plainest words, "given" is what went in. For each task the differences of the right prompt to each other one,
-with 95 % intervals over images (bootstrap); the nearest of them is told, but for prompts that ask for the same and more.
+Each sharp image, at most --crop px around its centre, is one example of each task: the one fault that a restoration names, alone and
+always there; for `restore` one or more of all; for translations the sharp image, or a degraded one where the task is to restore it too.
+Rows are tasks, columns prompts in their plainest words, "given" is what went in. For each task the differences of the right prompt to each
+other one, with 95 % intervals over images (bootstrap); the nearest is told, but for prompts that ask for the same and more.
 """
 
 import argparse
