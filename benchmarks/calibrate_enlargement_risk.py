@@ -105,9 +105,10 @@ def judged(samples: Sequence[Sample], model: RiskModel) -> dict[str, Any]:
 
 
 def _with_others(model: RiskModel, folder: Path, weights_sha256: str) -> RiskModels:
-    """The model of risk beside those for other numbers of steps that the folder has for the same weights."""
-    stored = RiskModels.load(folder, weights_sha256=weights_sha256).models if (folder / RISK_FILE).exists() else ()
-    return RiskModels(weights_sha256=weights_sha256, models=(*(one for one in stored if one.steps != model.steps), model))
+    """The model of risk beside those for other numbers of steps that the folder has for the same weights; of others none is kept."""
+    stored = RiskModels.load(folder) if (folder / RISK_FILE).exists() else None
+    kept = stored.models if stored is not None and stored.weights_sha256 == weights_sha256 else ()
+    return RiskModels(weights_sha256=weights_sha256, models=(*(one for one in kept if one.steps != model.steps), model))
 
 
 def _risk(sample: Sample, model: RiskModel) -> Tensor:

@@ -26,31 +26,28 @@ from pathorestore.training.stage import Batch, Stage, frozen
 _FAULTS, _VIEWS = 14, 15  # salts of the random streams
 _HED_SIGMA = 0.3
 _GREY_SHARE = 0.1
-_RESTAINED_SHARE = 0.3
+_RESTAINED_SHARE = 0.5
 
 
 class Views(NamedTuple):
-    """Views of p patches under d degradations, in this order: p d images 3 s s, theta as p d 5."""
+    """Views of patches, all of the first before those of the second: n images 3 s s, theta n 5, of which patch and degradation each is, n."""
 
     image: Tensor
     theta: Tensor
-
-    def labels(self, patches: int) -> tuple[Tensor, Tensor]:
-        """Of which patch, and of which degradation, each view is."""
-        number = torch.arange(len(self.image), device=self.image.device)
-        faults = len(self.image) // patches
-        return number // faults, number % faults
+    patch: Tensor
+    fault: Tensor
 
 
 @dataclass(frozen=True, kw_only=True)
 class Contrast:
-    """What is contrasted with what. faults: degradations of a batch. view_px: side of a view. temperature: of both contrasts.
+    """What is contrasted with what. faults: degradations that all patches of a batch meet; alone: further ones, of each patch its own.
 
-    degradation_weight, theta_weight: of these losses. queue: content keys of earlier batches as further negatives, found by a moving
+    view_px: side of a view. temperature: of both contrasts. degradation_weight, theta_weight: of these losses. queue: content keys of earlier batches as further negatives, found by a moving
     average of the encoder with `momentum` (He et al., MoCo, CVPR 2020); 0 contrasts within the batch.
     """
 
-    faults: int = 4
+    faults: int = 3
+    alone: int = 3
     view_px: int = 64
     temperature: float = 0.1
     degradation_weight: float = 1.0
@@ -62,6 +59,7 @@ class Contrast:
         weights = (self.degradation_weight, self.theta_weight)
         if (
             self.faults < 2
+            or self.alone < 0
             or self.view_px < 16
             or self.queue < 0
             or not 0 <= self.momentum < 1
@@ -69,15 +67,15 @@ class Contrast:
             or min(weights) < 0
         ):
             raise ValueError(
-                f"expected faults >= 2, view_px >= 16, queue >= 0, momentum in [0, 1), temperature > 0 and no negative weight; got {self}"
+                f"expected faults >= 2, alone >= 0, view_px >= 16, queue >= 0, momentum in [0, 1), temperature > 0 and no negative weight; got {self}"
             )
 
 
 class ContrastiveStage(Stage):
     """Patches times degradations: a batch in which each patch is seen in each degradation, every time in another stain, window and turn.
 
-    The content head learns that views of a patch belong together, the degradation head that views of a degradation do; a third regresses
-    its parameters (smooth L1). Of pairs, degraded and clean are taken for two stains of one tissue, seen in turns. Stain is varied before
+    And in some that no other patch meets, so that there are more to learn parameters from. The content head learns that views of a patch
+    belong together, the degradation head that views of a degradation do; a third regresses its parameters (smooth L1). Of pairs, degraded and clean are taken for two stains of one tissue, seen in turns. Stain is varied before
     the degradation, as in life, so that noise keeps its level.
 
     recipe: of the degradations; `Composed.any()` unless given. Under several processes each contrasts its own views.
@@ -109,11 +107,10 @@ class ContrastiveStage(Stage):
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         """Both contrasts and the regression."""
-        views, patches = self.views(batch), len(batch.key)
-        patch, fault = views.labels(patches)
+        views = self.views(batch)
         told: Impression = self.contrastive(views.image)
-        content = self._content_loss(told.content, views.image, patch)
-        degradation = supervised_contrast(told.degradation, fault, temperature=self.contrast.temperature)
+        content = self._content_loss(told.content, views)
+        degradation = supervised_contrast(told.degradation, views.fault, temperature=self.contrast.temperature)
         theta = F.smooth_l1_loss(told.theta, views.theta)
         self.log_dict({"train_content": content, "train_degradation": degradation, "train_theta": theta}, prog_bar=True)
         return content + self.contrast.degradation_weight * degradation + self.contrast.theta_weight * theta
@@ -130,15 +127,20 @@ class ContrastiveStage(Stage):
         """Is the nearest content, of all other views, of the same patch, and the nearest degradation the same; error of theta."""
         views = self.views(batch)
         told: Impression = self.contrastive(views.image)
-        patch, fault = views.labels(len(batch.key))
-        self.score("retrieval", _nearest(told.content, patch), progress_bar=True)
-        self.score("same_fault", _nearest(told.degradation, fault), progress_bar=True)
+        shared = views.fault < self.contrast.faults
+        self.score("retrieval", _nearest(told.content, views.patch), progress_bar=True)
+        self.score("same_fault", _nearest(told.degradation[shared], views.fault[shared]), progress_bar=True)
         self.score("theta_mae", (told.theta - views.theta).abs().mean(dim=1), progress_bar=True)
 
     def pictures(self, batch: Batch) -> dict[str, Tensor]:
         """The views of each patch."""
         views = self.views(batch)
-        return {f"view {number}": views.image[number :: self.contrast.faults] for number in range(self.contrast.faults)}
+        return {f"view {number}": views.image[number :: self._views_each] for number in range(self._views_each)}
+
+    @property
+    def _views_each(self) -> int:
+        """Of a patch."""
+        return self.contrast.faults + self.contrast.alone
 
     @torch.no_grad()
     def views(self, batch: Batch) -> Views:
@@ -146,18 +148,19 @@ class ContrastiveStage(Stage):
         sources = (batch.degraded, batch.clean) if isinstance(batch, PairBatch) else (sharp_middle(batch),)
         size = (self.contrast.view_px, self.contrast.view_px)
         # one draw for all patches of the batch; what the stages draw themselves, such as noise, is each view's own
-        plans = [self.recipe.plan(size, one) for one in self._streams_of_faults(batch)]
-        images = []
+        shared = [self.recipe.plan(size, stream(self.simulation.seed, _FAULTS, int(batch.key[0]), n)) for n in range(self.contrast.faults)]
+        images, plans, faults = [], [], []
         for index, generator in enumerate(self.streams(batch.key, salt=_VIEWS)):
-            for number, stages in enumerate(plans):
+            own = [self.recipe.plan(size, generator) for _ in range(self.contrast.alone)]
+            for number, stages in enumerate([*shared, *own]):
                 source = sources[number % len(sources)][index : index + 1]
                 images.append(applied(stages, self._view(source.float().cpu(), generator), generator=generator))
+                plans.append(stages)
+                faults.append(number if number < len(shared) else len(plans) + len(shared))
         theta = Theta.of([summary(stages, size) for stages in plans]).normalised()
         device = sources[0].device
-        return Views(torch.cat(images).to(device), theta.repeat(len(batch.key), 1).to(device))
-
-    def _streams_of_faults(self, batch: Batch) -> list[torch.Generator]:
-        return [stream(self.simulation.seed, _FAULTS, int(batch.key[0]), number) for number in range(self.contrast.faults)]
+        patch = torch.arange(len(batch.key)).repeat_interleave(self._views_each)
+        return Views(torch.cat(images).to(device), theta.to(device), patch.to(device), torch.tensor(faults).to(device))
 
     def _view(self, image: Tensor, generator: torch.Generator) -> Tensor:
         """A window of 1 3 h w, turned or mirrored, in another stain: synthetic or as it was, its colours varied, or grey."""
@@ -174,13 +177,13 @@ class ContrastiveStage(Stage):
         view = hed_jitter(self.stain(view, generator=generator), sigma=_HED_SIGMA, generator=generator)
         return luminance(view).expand_as(view) if torch.rand((), generator=generator) < _GREY_SHARE else view
 
-    def _content_loss(self, content: Tensor, image: Tensor, patch: Tensor) -> Tensor:
+    def _content_loss(self, content: Tensor, views: Views) -> Tensor:
         if self.keys is None:
-            return supervised_contrast(content, patch, temperature=self.contrast.temperature)
+            return supervised_contrast(content, views.patch, temperature=self.contrast.temperature)
         with torch.no_grad():
-            key = cast(Impression, self.keys(image[1 :: self.contrast.faults])).content
+            key = cast(Impression, self.keys(views.image[1 :: self._views_each])).content
         queue = cast(Tensor, self.queue)
-        loss = info_nce(content[:: self.contrast.faults], key, temperature=self.contrast.temperature, negatives=queue.clone())
+        loss = info_nce(content[:: self._views_each], key, temperature=self.contrast.temperature, negatives=queue.clone())
         queue.copy_(torch.cat([key, queue])[: len(queue)])
         return loss
 
