@@ -30,7 +30,7 @@ _RESTAINED_SHARE = 0.5
 
 
 class Views(NamedTuple):
-    """Views of patches, all of the first before those of the second: n images 3 s s, theta n 5, of which patch and degradation each is, n."""
+    """Views of patches, those of one behind each other: n images 3 s s, theta n 5; of which patch and degradation each is, n."""
 
     image: Tensor
     theta: Tensor
@@ -42,8 +42,9 @@ class Views(NamedTuple):
 class Contrast:
     """What is contrasted with what. faults: degradations that all patches of a batch meet; alone: further ones, of each patch its own.
 
-    view_px: side of a view. temperature: of both contrasts. degradation_weight, theta_weight: of these losses. queue: content keys of earlier batches as further negatives, found by a moving
-    average of the encoder with `momentum` (He et al., MoCo, CVPR 2020); 0 contrasts within the batch.
+    view_px: side of a view. temperature: of both contrasts. degradation_weight, theta_weight: of these losses. queue: content keys of
+    earlier batches as further negatives, found by a moving average of the encoder with `momentum` (He et al., MoCo, CVPR 2020); 0 contrasts
+    within the batch.
     """
 
     faults: int = 3
@@ -67,7 +68,8 @@ class Contrast:
             or min(weights) < 0
         ):
             raise ValueError(
-                f"expected faults >= 2, alone >= 0, view_px >= 16, queue >= 0, momentum in [0, 1), temperature > 0 and no negative weight; got {self}"
+                "expected faults >= 2, alone >= 0, view_px >= 16, queue >= 0, momentum in [0, 1), temperature > 0 and no negative weight; "
+                f"got {self}"
             )
 
 
@@ -75,8 +77,9 @@ class ContrastiveStage(Stage):
     """Patches times degradations: a batch in which each patch is seen in each degradation, every time in another stain, window and turn.
 
     And in some that no other patch meets, so that there are more to learn parameters from. The content head learns that views of a patch
-    belong together, the degradation head that views of a degradation do; a third regresses its parameters (smooth L1). Of pairs, degraded and clean are taken for two stains of one tissue, seen in turns. Stain is varied before
-    the degradation, as in life, so that noise keeps its level.
+    belong together, the degradation head that views of a degradation do; a third regresses its parameters (smooth L1). Of pairs, degraded
+    and clean are taken for two stains of one tissue, seen in turns. Stain is varied before the degradation, as in life, so that noise keeps
+    its level.
 
     recipe: of the degradations; `Composed.any()` unless given. Under several processes each contrasts its own views.
     """
