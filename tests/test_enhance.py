@@ -162,6 +162,12 @@ def test_wishes_that_cannot_be_are_refused_in_one_line(image, tmp_path, run, wor
     assert not (tmp_path / "x.png").exists()
 
 
+def test_without_weights_it_is_said_how_to_come_by_some(image, tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr("pathorestore.pipelines.upscalers.DEFAULT_PROMPTED", "nothing-like-it")
+    assert cli.main(["enhance", str(image), "-o", str(tmp_path / "x.png"), "--prompt", DENOISE]) == 2
+    assert "no nothing-like-it weights are embedded yet; train some (docs/enhance.md)" in capsys.readouterr().err
+
+
 def test_a_model_without_prompts_is_refused(image, tmp_path, run):
     code, _, err = run("enhance", image, "-o", tmp_path / "x.png", "--prompt", DENOISE, model="iste-tiny")
     assert code == 2

@@ -70,6 +70,15 @@ def test_what_is_drawn_has_the_texture_of_nuclei_rather_than_interpolation_or_th
     assert drawn < coarse < bicubic
 
 
+def test_no_speck_of_another_colour_is_drawn(model, fields):
+    """Detail has the dye of its place: on a stain that no stage ever saw colours stay within some grey levels of the first stage's."""
+    for small, _, size in fields:
+        coarse, drawn = model.coarse(small, out_size=size), model.upscale(small, out_size=size)
+        off = (drawn - drawn.mean(1, keepdim=True)) - (coarse - coarse.mean(1, keepdim=True))
+        assert off.abs().max() < 18 / 255
+        assert (drawn - coarse).abs().max() > 18 / 255, "it draws at all"
+
+
 def test_its_risk_map_ranks_the_errors(fields):
     options = UpscaleOptions(target=Enlargement(scale=4), model="histo-diffusion-tiny")
     ready = ready_upscaler(options)

@@ -140,6 +140,18 @@ def test_a_vector_adds_nothing_at_first_and_is_wanted_or_not():
         plain(state, steps, vector=torch.randn(2, 5))
 
 
+@pytest.mark.parametrize("size", ["tiny", "base", "paper"])
+def test_presets_fit_together(size):
+    with torch.device("meta"):
+        made = LPFM.of(getattr(LPFMConfig, size)())
+    assert made.sampler.denoiser.unet.config.vector_dim == made.fusion.config.vector_dim
+    assert made.text.dim == made.fusion.config.text_dim
+    assert made.contrastive.dim == made.fusion.config.image_dim
+    assert made.contrastive.config.degradation_dim == made.fusion.config.degradation_dim
+    if size == "tiny":
+        assert sum(parameter.numel() for parameter in made.parameters()) == pytest.approx(6.0e6, rel=0.01)
+
+
 def test_a_hint_shows_the_given_image_to_the_branch(image):
     model = awake(replace(LPFMConfig.nano(), hint=True))
     working = model.working(model.asked(DENOISE))

@@ -43,6 +43,11 @@ class ContrastiveEncoderConfig:
         return cls(trunk=TinyEncoderConfig.base(), hidden=768, content_dim=128, degradation_dim=128)
 
     @classmethod
+    def paper(cls) -> Self:
+        """The trunk at its largest, 1536-wide; the paper's own is not known."""
+        return cls(trunk=TinyEncoderConfig.paper(), hidden=1536, content_dim=128, degradation_dim=128)
+
+    @classmethod
     def nano(cls) -> Self:
         """For tests."""
         return cls(trunk=TinyEncoderConfig(widths=(8, 12, 16), blocks=(1, 1, 1)), hidden=16, content_dim=8, degradation_dim=8)

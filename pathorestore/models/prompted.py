@@ -54,6 +54,16 @@ class FusionConfig:
         return cls()
 
     @classmethod
+    def base(cls) -> Self:
+        """For the base encoders and U-Net."""
+        return cls(text_dim=256, image_dim=768, degradation_dim=128, context_dim=128, grid=8)
+
+    @classmethod
+    def paper(cls) -> Self:
+        """For the U-Net of Stable Diffusion 2.1; with its text tower, text_dim is 1024."""
+        return cls(text_dim=512, image_dim=1536, degradation_dim=128, context_dim=1024, grid=8)
+
+    @classmethod
     def nano(cls) -> Self:
         """For tests."""
         return cls(text_dim=16, image_dim=16, degradation_dim=8, context_dim=16, grid=2)
@@ -114,6 +124,16 @@ class PromptedSwinIRConfig:
     def tiny(cls) -> Self:
         """0.5 M parameters."""
         return cls()
+
+    @classmethod
+    def base(cls) -> Self:
+        """2.1 M parameters, for the base encoders."""
+        return cls(swinir=SwinIRConfig.base_restoration(), vector_dim=FusionConfig.base().vector_dim)
+
+    @classmethod
+    def paper(cls) -> Self:
+        """The restoration module of Histo-Diffusion, told a vector."""
+        return cls(swinir=SwinIRConfig.restoration(), vector_dim=FusionConfig.paper().vector_dim)
 
 
 class PromptedSwinIR(nn.Module, Pretrained):

@@ -53,6 +53,16 @@ class ByteTextConfig:
         return cls()
 
     @classmethod
+    def base(cls) -> Self:
+        """3.3 M parameters."""
+        return cls(width=256, layers=4, heads=8)
+
+    @classmethod
+    def paper(cls) -> Self:
+        """38 M parameters, as CLIP's smaller text tower; the published code takes that of Stable Diffusion, see `ClipTextEncoder`."""
+        return cls(width=512, layers=12, heads=8)
+
+    @classmethod
     def nano(cls) -> Self:
         """For tests."""
         return cls(width=16, layers=1, heads=2, positions=96)

@@ -56,30 +56,45 @@ class LPFMConfig:
 
     @classmethod
     def tiny(cls) -> "LPFMConfig":
-        """5.8 M parameters, for laptops."""
-        parts = HistoDiffusionConfig.tiny()
-        return cls(
-            text=ByteTextConfig.tiny(),
-            contrastive=ContrastiveEncoderConfig.tiny(),
-            fusion=FusionConfig.tiny(),
-            coarse=parts.restoration,
-            autoencoder=parts.autoencoder,
-            unet=parts.unet,
-            settings=replace(parts.settings, sampler="dpm++", steps=10, colours="density"),
+        """6.0 M parameters, for laptops."""
+        settings = replace(HistoDiffusionConfig.tiny().settings, sampler="dpm++", steps=5, colours="density")
+        return cls._on(
+            HistoDiffusionConfig.tiny(), ByteTextConfig.tiny(), ContrastiveEncoderConfig.tiny(), FusionConfig.tiny(), settings=settings
         )
+
+    @classmethod
+    def base(cls) -> "LPFMConfig":
+        """For one GPU."""
+        return cls._on(HistoDiffusionConfig.base(), ByteTextConfig.base(), ContrastiveEncoderConfig.base(), FusionConfig.base())
+
+    @classmethod
+    def paper(cls) -> "LPFMConfig":
+        """On the sizes of Stable Diffusion 2.1-base."""
+        return cls._on(HistoDiffusionConfig.paper(), ByteTextConfig.paper(), ContrastiveEncoderConfig.paper(), FusionConfig.paper())
 
     @classmethod
     def nano(cls) -> "LPFMConfig":
         """For tests."""
-        parts = HistoDiffusionConfig.nano()
+        return cls._on(HistoDiffusionConfig.nano(), ByteTextConfig.nano(), ContrastiveEncoderConfig.nano(), FusionConfig.nano())
+
+    @classmethod
+    def _on(
+        cls,
+        parts: HistoDiffusionConfig,
+        text: ByteTextConfig,
+        contrastive: ContrastiveEncoderConfig,
+        fusion: FusionConfig,
+        *,
+        settings: SamplingSettings | None = None,
+    ) -> "LPFMConfig":
         return cls(
-            text=ByteTextConfig.nano(),
-            contrastive=ContrastiveEncoderConfig.nano(),
-            fusion=FusionConfig.nano(),
+            text=text,
+            contrastive=contrastive,
+            fusion=fusion,
             coarse=parts.restoration,
             autoencoder=parts.autoencoder,
             unet=parts.unet,
-            settings=parts.settings,
+            settings=settings or parts.settings,
         )
 
 

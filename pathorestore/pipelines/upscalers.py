@@ -117,6 +117,8 @@ def _system(options: UpscaleOptions) -> tuple[str, Path]:
     # the default is the package's, whatever lies in the current folder
     default = DEFAULT_PROMPTED if options.prompted else DEFAULT_UPSCALER
     folder = EMBEDDED_WEIGHTS / default if options.model is None else locate(options.model, revision=options.revision)
+    if options.model is None and not folder.exists():
+        raise WeightsError(f"no {default} weights are embedded yet; train some (docs/enhance.md) and name their folder with --model")
     system = stored_system(folder)
     if options.prompted != (system == _LPFM) or system not in _MAKERS:
         wanted = [_LPFM] if options.prompted else [name for name in _MAKERS if name != _LPFM]
