@@ -4,13 +4,14 @@
 
 TRAIN, VAL: folders of sharp images. Patches of --patch px are cut from VAL at places drawn once. Retrieval: is the nearest of a pool of
 --pool other-stained patches the same patch. Stains are HED jitter of 0.3, RandStainNA, and synthetic PAS, IHC and Masson. Degradations are
-those of training, on patches of VAL; R2 of each parameter over all of them and over those with that fault alone. Stain probe: a linear
+those of training, on patches of VAL; R2 of each parameter over all of them and over that fault alone or nothing. Stain probe: a linear
 classifier, trained on TRAIN, tells H&E from the synthetic stains by the content vectors; and by the tokens' means, for comparison.
 """
 
 import argparse
 import json
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +23,7 @@ from tqdm import tqdm
 from pathorestore.atomic import write_atomic
 from pathorestore.data.sharp_crops import image_files
 from pathorestore.degradations.blind import degrade_blind
-from pathorestore.degradations.composed import FAULTS, Composed, Theta
+from pathorestore.degradations.composed import FAULTS, Composed, Fault, Theta
 from pathorestore.degradations.stain import SYNTHETIC_STAINS, RandStainNA, hed_jitter, synthetic_stain
 from pathorestore.evaluation.results import jsonable
 from pathorestore.functional.noise import stream
@@ -75,12 +76,18 @@ def retrieval(encoder: ContrastiveEncoder, patch: Tensor, *, pool: int) -> dict[
 
 
 def determination(encoder: ContrastiveEncoder, patch: Tensor) -> dict[str, dict[str, float]]:
-    """R2 of the estimated parameters: over all degradations of training, and over images with that fault alone or none."""
-    told: dict[str, dict[str, float]] = {"any": _r2(encoder, patch, Composed.any(), Theta._fields)}
+    """R2 of the estimated parameters: over all degradations of training, and over images with one fault alone or none."""
+    told: dict[str, dict[str, float]] = {"any": _r2(encoder, patch, Composed.wide(), Theta._fields)}
     own = {"blur": ("blur_sigma_x_px", "blur_sigma_y_px"), "downscale": ("downscale",), "noise": ("noise_std",), "jpeg": ("jpeg_quality",)}
     for fault in FAULTS:
-        told[f"{fault} alone"] = _r2(encoder, patch, Composed.only(fault), own[fault])
+        told[f"{fault} or nothing"] = _r2(encoder, patch, _perhaps(fault), own[fault])
     return told
+
+
+def _perhaps(fault: Fault) -> Composed:
+    """That one alone, or nothing."""
+    others = {f"{other}_probability": float(other == fault) for other in FAULTS}
+    return replace(Composed.wide(), identity_probability=0.3, **others)  # type: ignore[arg-type]
 
 
 def _r2(encoder: ContrastiveEncoder, patch: Tensor, recipe: Composed, names: Sequence[str]) -> dict[str, float]:

@@ -244,7 +244,7 @@ def test_a_folder_may_be_the_output_of_one_file(tmp_path, run):
         (["restore", "a.png", "-o", "out", "--overwrite", "--skip-existing"], "not allowed with argument --overwrite"),
         (["restore", "a.png", "-o", "out", "--til", "64"], "unrecognized arguments: --til 64"),
         (["mend", "a.png"], "invalid choice: 'mend'"),
-        ([], "name a command: restore, upscale, demo, info, simulate"),
+        ([], "name a command: restore, upscale, enhance, stain, demo"),
         (["restore", "a.png", "-o", "out.gif"], "'.gif' is not a format written here"),
         (["simulate", "a.png", "-o", "out", "--z", "near"], "--z: Expected a float. Got value: near"),
         (["simulate", "a.png", "-o", "out", "--z", "1", "1.0001"], "names a focus position twice"),

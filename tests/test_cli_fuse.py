@@ -248,7 +248,7 @@ def test_json_tells_every_stack(tmp_path, run):
     assert told["summary"]["exit_code"] == code == 1
     assert {Path(entry["input"]).name: entry["status"] for entry in told["files"]} == {
         **dict.fromkeys(("1", "3", "5", "7_00.jpg"), "failed"),
-        "9": "restored",
+        "9": "fused",
     }
 
 

@@ -47,6 +47,11 @@ class Composed:
         return cls()
 
     @classmethod
+    def wide(cls) -> "Composed":
+        """The same, from slight to hopeless: for encoders that are to tell degradations apart."""
+        return cls(name="wide", sigma_px=(0.6, 6.0), downscale=(1.5, 6.0), noise_levels=(2.0, 30.0), quality=(10, 80), kernel_side_px=41)
+
+    @classmethod
     def only(cls, fault: Fault) -> "Composed":
         """Always this one, alone. Raises ValueError for an unknown one."""
         if fault not in FAULTS:
