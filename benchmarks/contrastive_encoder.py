@@ -35,7 +35,7 @@ Restain = Callable[[Tensor, torch.Generator], Tensor]
 
 
 def patches(images: Sequence[Tensor], *, count: int, side_px: int, seed: int) -> Tensor:
-    """Patches n 3 s s of images in turns, at places drawn by a seed, as little alike as 64 draws allow: no bare glass."""
+    """Patches n 3 s s of images in turns, at places drawn by a seed, the liveliest of eight each time: no bare glass."""
     made, generator = [], stream(seed)
     for number in range(count):
         image = images[number % len(images)]

@@ -20,6 +20,7 @@ from tqdm import tqdm
 
 from pathorestore.atomic import write_atomic
 from pathorestore.data.sharp_crops import image_files
+from pathorestore.data.task_prompts import spec_of
 from pathorestore.data.tasks import Example, Task, anything, without
 from pathorestore.evaluation.cases import central
 from pathorestore.evaluation.results import jsonable
@@ -58,7 +59,7 @@ def matrix(model: LPFM, images: Sequence[Tensor], *, coarse_only: bool) -> dict[
     for number, sharp in enumerate(tqdm(images)):
         for task in tasks:
             given, wanted, _ = example(task, sharp, number)
-            made = {prompt.name: model(given, task=prompt.name, coarse_only=coarse_only) for prompt in tasks}
+            made = {prompt.name: model(given, spec_of(tasks, task=prompt.name), scale=1.0, coarse_only=coarse_only) for prompt in tasks}
             for name, one in ({"given": given} | made).items():
                 scores[task.name].setdefault(name, []).append(min(psnr(one, wanted).item(), _BEST_DB))
     return scores

@@ -89,7 +89,7 @@ def check_maps(arguments: "Namespace", jobs: "list[Job]") -> None:
     """Refuse risk maps of slides, and those that would have the name of something else."""
     from pathorestore.pipelines.risk_files import check_risk_names
 
-    if arguments.risk_map:
+    if arguments.get("risk_map"):
         check_no_slides(jobs, pyramid=arguments.pyramid)
         check_risk_names(jobs)
 

@@ -23,6 +23,7 @@ from pathorestore.slide.restore_any import RestoreAny, StopSignal
 if TYPE_CHECKING:
     from jsonargparse import ArgumentParser, Namespace
 
+    from pathorestore.data.task_prompts import TaskSpec
     from pathorestore.pipelines.batch import Job
     from pathorestore.pipelines.enlarge import Enlargement
     from pathorestore.pipelines.enlargement_risk import EnlargementRisk
@@ -40,6 +41,9 @@ def fill_upscale(command: "ArgumentParser") -> None:
     )
     command.add_argument("--model", type=str, default=None, help=models)
     _fill_work(command, verb="enlarge")
+    risk = command.add_argument_group("risk maps, of generative models")
+    risk.add_argument("--risk-map", action="store_true", help="beside each image, where it may be wrong: NAME.risk.tiff, NAME.risk.png")
+    risk.add_argument("--risk-seeds", type=int, default=None, help="runs of the second stage for its risk map; default: 3")
 
 
 def fill_enhance(command: "ArgumentParser") -> None:
@@ -55,7 +59,9 @@ def fill_enhance(command: "ArgumentParser") -> None:
 def fill_stain(command: "ArgumentParser") -> None:
     """Declare the options of `stain`."""
     _fill_files(command)
-    command.add_argument("--to", required=True, type=str, help="stain that comes out: pas, ihc or masson, or what a model of yours knows")
+    command.add_argument(
+        "--to", required=True, type=str, help="stain that comes out: pas, ihc or masson; af and he with weights of your own"
+    )
     command.add_argument("--restore", action="store_true", help="the inputs are degraded: restore them too")
     _fill_prompted(command, verb="stain")
 
@@ -73,7 +79,7 @@ def _fill_files(command: "ArgumentParser") -> None:
 
 def _fill_prompted(command: "ArgumentParser", *, verb: str) -> None:
     command.add_argument(
-        "--from", dest="source", type=str, default="he", help="stain of the inputs: he (default), pas, ihc, masson, af, ..."
+        "--from", dest="source", type=str, default=None, help="stain of the inputs: he (default), pas, ihc, masson, af, ..."
     )
     command.add_argument("--model", type=str, default=None, help="lpfm-tiny (default), folder, or hub repository owner/name")
     _fill_work(command, verb=verb)
@@ -91,10 +97,6 @@ def _fill_work(command: "ArgumentParser", *, verb: str) -> None:
     generative.add_argument("--steps", type=int, default=None, help="of the second stage; default: those of the model")
     generative.add_argument("--sampler", choices=("ddpm", "ddim", "dpm++"), default=None, help="of the second stage; default: the model's")
     generative.add_argument("--seed", type=int, default=0, help="of the second stage; same seed, same result")
-    generative.add_argument(
-        "--risk-map", action="store_true", help="beside each image, where it may be wrong: NAME.risk.tiff, NAME.risk.png"
-    )
-    generative.add_argument("--risk-seeds", type=int, default=None, help="runs of the second stage for its risk map; default: 3")
     command.add_argument("--shard", type=str, default="", metavar="I/N", help="do only part I (from 0) of N, for arrays of jobs")
     fill_slides(command, verb=verb)
 
@@ -115,7 +117,8 @@ def files_to_upscale(
     options = upscale_options(arguments)
     if arguments.engine == "ray":  # the driver only plans
         options = replace(options, device="cpu")
-    mark = f".virtual-{arguments.to}" if "to" in arguments else GENERATED_MARK if is_generative(options) else ""
+    spec = _asked(arguments)
+    mark = f".virtual-{spec.target}" if spec and spec.target else GENERATED_MARK if is_generative(options) else ""
     jobs = planned(arguments, mark=mark, check=lambda every: check_maps(arguments, every))
     for name in (job.output.name for job in jobs):
         if mark and marked(name, mark) != name and not arguments.quiet:
@@ -144,19 +147,39 @@ def upscale_options(arguments: "Namespace") -> "UpscaleOptions":
 
 
 def _target(arguments: "Namespace") -> "tuple[Enlargement, dict[str, Any]]":
-    """How large, and what is asked, by the options of the verb."""
-    from pathorestore.data.task_prompts import parse
-    from pathorestore.data.tasks import builtin_tasks
+    """How large, and what is asked, by the options of the verb. Raises ValueError for wishes that contradict each other."""
     from pathorestore.pipelines.enlarge import Enlargement
+
+    spec = _asked(arguments)
+    if spec is None:
+        return Enlargement(scale=arguments.scale, mpp=arguments.mpp, source_mpp=arguments.source_mpp), {}
+    if "to" in arguments:
+        return Enlargement(scale=1.0), {"task": spec.task.name if spec.task else None, "source": spec.source}
+    if arguments.prompt is None:
+        return Enlargement(scale=spec.scale if arguments.scale is None else arguments.scale), {
+            "task": arguments.task,
+            "source": spec.source,
+        }
+    if arguments.source is not None:
+        raise ValueError(f"--from {arguments.source} belongs to --task; a prompt names its stain itself")
+    if arguments.scale not in (None, spec.scale) and spec.scale != 1:
+        raise ValueError(f"the prompt says {spec.scale:g} times, and --scale {arguments.scale:g}; leave one out")
+    return Enlargement(scale=spec.scale if arguments.scale is None else arguments.scale), {"prompt": arguments.prompt}
+
+
+def _asked(arguments: "Namespace") -> "TaskSpec | None":
+    """What is asked, in the words of the tasks that are built in; None for a verb without prompts."""
+    from pathorestore.data.task_prompts import parse, spec_of
+    from pathorestore.data.tasks import builtin_tasks
 
     if "to" in arguments:
         task = f"{'restore_' if arguments.restore else ''}stain_{arguments.to.lower()}"
-        return Enlargement(scale=1.0), {"task": task, "source": arguments.source}
-    if "prompt" in arguments:
-        asked = 1.0 if arguments.prompt is None else parse(arguments.prompt, builtin_tasks()).scale
-        words = {"prompt": arguments.prompt, "task": arguments.task, "source": arguments.source}
-        return Enlargement(scale=arguments.scale or asked), words
-    return Enlargement(scale=arguments.scale, mpp=arguments.mpp, source_mpp=arguments.source_mpp), {}
+        return spec_of(builtin_tasks(), task=task, source=arguments.source or "he")
+    if "prompt" not in arguments:
+        return None
+    if arguments.prompt is not None:
+        return parse(arguments.prompt, builtin_tasks())
+    return spec_of(builtin_tasks(), task=arguments.task, source=arguments.source or "he", scale=arguments.scale or 2.0)
 
 
 def _work(
@@ -172,9 +195,9 @@ def _work(
     with warnings.catch_warnings(record=True) as told:
         warnings.simplefilter("always", UnknownPrompt)
         ready = ready_upscaler(options)
-    for one in told:
+    for one in told if not arguments.quiet else ():
         sys.stderr.write(f"pathorestore: {one.message}\n")
-    risk = _risk_map(arguments, options, ready, bar) if arguments.risk_map or arguments.risk_seeds is not None else None
+    risk = _risk_map(arguments, options, ready, bar) if arguments.get("risk_map") or arguments.get("risk_seeds") is not None else None
     wishes = slide_options(arguments, tile_px=ready.tile_px, overlap_px=ready.overlap_px)
     shared: dict[str, Any] = {
         "model_id": ready.model_id,

@@ -101,6 +101,18 @@ def test_no_change_of_dye_leaves_the_reference(dyes):
     assert torch.allclose(density_change(reference, before, shifted, levels=3), reference, atol=1e-12)
 
 
+def test_on_clean_glass_half_of_a_change_is_drawn_and_on_tissue_most(dyes):
+    _, before, after = dyes
+    whole = (before.log10() - after.log10()).mean(1, keepdim=True)
+    whole = 0.02 * (whole - low_band(whole, levels=3))
+    for density, share in ((0.02, 0.5), (0.3, 0.3 / 0.32)):
+        even = torch.full_like(before, 10**-density)
+        soft = before * 10 ** (-whole)
+        found = -density_change(even, before, soft, levels=3).log10() - density
+        expected = share * (whole - low_band(whole, levels=3))
+        assert torch.allclose(found, expected.expand_as(found), atol=1e-9)
+
+
 def test_no_dye_is_drawn_where_there_is_none(dyes):
     """On glass, and within the range whatever comes."""
     _, before, after = dyes

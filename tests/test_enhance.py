@@ -18,7 +18,7 @@ from test_lpfm import awake  # noqa: E402
 
 from pathorestore import cli  # noqa: E402
 from pathorestore.image import from_uint8, to_uint8  # noqa: E402
-from pathorestore.pipelines.provenance import GENERATED_NOTICE, STAINED_NOTICE, read_provenance  # noqa: E402
+from pathorestore.pipelines.provenance import GENERATED_NOTICE, RESTORED_NOTICE, STAINED_NOTICE, read_provenance  # noqa: E402
 
 DENOISE = "denoise the H&E image"
 SMALL = ["--tile", 64, "--overlap", 64]
@@ -95,6 +95,21 @@ def test_a_prompt_may_say_how_large(image, tmp_path, run):
     assert np.asarray(Image.open(tmp_path / "b.generated.png")).shape == (72, 100, 3)
 
 
+def test_super_resolution_without_a_factor_doubles(image, tmp_path, run):
+    assert run("enhance", image, "-o", f"{tmp_path}/out/", "--task", "sr", "--coarse-only", *SMALL)[0] == 0
+    assert np.asarray(Image.open(tmp_path / "out" / "in.png")).shape == (72, 100, 3)
+    record = read_provenance(tmp_path / "out" / "in.png")
+    assert (record.parameters["prompt"], record.parameters["scale"]) == ("enlarge the H&E image 2 times", 2.0)
+    assert record.notice == RESTORED_NOTICE
+
+
+def test_a_stain_asked_for_by_its_task_or_in_capitals_is_marked_too(image, tmp_path, run):
+    assert run("enhance", image, "-o", f"{tmp_path}/out/", "--task", "stain_pas", "--coarse-only", *SMALL)[0] == 0
+    assert read_provenance(tmp_path / "out" / "in.virtual-pas.png").notice == STAINED_NOTICE
+    assert run("stain", image, "-o", f"{tmp_path}/caps/", "--to", "PAS", "--coarse-only", *SMALL)[0] == 0
+    assert (tmp_path / "caps" / "in.virtual-pas.png").exists()
+
+
 @pytest.mark.parametrize("coarse", [[], ["--coarse-only"]])
 def test_virtual_stains_are_marked_whatever_made_them(image, tmp_path, run, coarse):
     code, _, err = run("stain", image, "-o", f"{tmp_path}/out/", "--to", "pas", *SMALL, *coarse)
@@ -104,6 +119,19 @@ def test_virtual_stains_are_marked_whatever_made_them(image, tmp_path, run, coar
     told = record.parameters
     assert (told["virtual_stain"], told["task"], told["generative"]) == ("pas", "stain_pas", True)
     assert told["prompt"] == "translate the H&E image to a PAS stained image"
+
+
+@pytest.mark.parametrize("pyramid", [[], ["--pyramid"]])
+def test_a_virtual_stain_stays_one_whatever_is_done_to_it(image, tmp_path, run, pyramid):
+    assert run("stain", image, "-o", tmp_path / "a.tif", "--to", "pas", *SMALL, *pyramid)[0] == 0
+    assert run("upscale", tmp_path / "a.tif", "-o", tmp_path / "b.tif", "--scale", 1.5, *pyramid, model="iste-tiny")[0] == 0
+    record = read_provenance(tmp_path / "b.tif")
+    assert (record.notice, record.parameters["virtual_stain"], record.parameters["generative"]) == (STAINED_NOTICE, "pas", True)
+    # and what is stained is so, even if detail was drawn before
+    assert run("enhance", image, "-o", tmp_path / "c.generated.tif", "--task", "denoise", *SMALL, *pyramid)[0] == 0
+    assert run("stain", tmp_path / "c.generated.tif", "-o", tmp_path / "d.tif", "--to", "masson", *SMALL, *pyramid)[0] == 0
+    record = read_provenance(tmp_path / "d.tif")
+    assert (record.notice, record.parameters["virtual_stain"]) == (STAINED_NOTICE, "masson")
 
 
 def test_degraded_inputs_are_restored_and_stained_in_one(image, tmp_path, run):
@@ -116,9 +144,10 @@ def test_degraded_inputs_are_restored_and_stained_in_one(image, tmp_path, run):
     assert err == ""
 
 
-def test_free_text_is_passed_on_with_one_plain_line(image, tmp_path, run):
-    code, _, err = run("enhance", image, "-o", tmp_path / "x.generated.png", "--prompt", "make it shine", "--coarse-only", *SMALL)
-    assert code == 0
+def test_free_text_is_passed_on_with_one_plain_line(image, tmp_path, folder, capsys):
+    words = ["-o", tmp_path / "x.generated.png", "--prompt", "make it shine", "--coarse-only", *SMALL, "--model", folder]
+    assert cli.main(["enhance", *map(str, [image, *words])]) == 0
+    err = "".join(line for line in capsys.readouterr().err.splitlines(keepends=True) if "it/s" not in line and "%|" not in line)
     assert err.count("\n") == 1
     assert "pathorestore: the prompt 'make it shine' is no known task's" in err
     told = read_provenance(tmp_path / "x.generated.png").parameters
@@ -149,6 +178,10 @@ def test_a_prompt_is_escaped_wherever_it_is_shown(image, tmp_path, run, capsys):
         (["enhance", "--prompt", "a\x1b[2Jb"], "cannot be printed"),
         (["enhance", "--task", "paint"], "no task 'paint'; expected one of restore, sr"),
         (["enhance", "--prompt", DENOISE, "--scale", "0.5"], "--scale 0.5 must lie in 1..16"),
+        (["enhance", "--prompt", DENOISE, "--scale", "0"], "--scale 0 must lie in 1..16"),
+        (["enhance", "--prompt", "enlarge the H&E image 3 times", "--scale", "2"], "the prompt says 3 times, and --scale 2"),
+        (["enhance", "--prompt", DENOISE, "--from", "pas"], "--from pas belongs to --task"),
+        (["enhance", "--task", "denoise", "--from", "a\x1b[31mb"], "cannot be printed"),
         (["stain"], "--to"),
         (["stain", "--to", "gold"], "no task 'stain_gold'"),
         (["upscale", "--scale", "2"], "holds a LPFM, which does not enlarge without a prompt"),

@@ -9,6 +9,7 @@ from torch import nn
 
 from pathorestore._torchvision import ensure_torchvision
 from pathorestore.degradations.composed import Theta
+from pathorestore.degradations.resize import resized
 from pathorestore.functional.noise import NoiseField
 
 ensure_torchvision()
@@ -16,7 +17,9 @@ pytest.importorskip("diffusers")
 
 from pathorestore.data.task_prompts import UnknownPrompt  # noqa: E402
 from pathorestore.data.tasks import Task  # noqa: E402
+from pathorestore.models.contrastive import ContrastiveEncoder, ContrastiveEncoderConfig  # noqa: E402
 from pathorestore.models.controlled import ControlledUNet, LatentUNet, LatentUNetConfig  # noqa: E402
+from pathorestore.models.text import ByteTextConfig  # noqa: E402
 from pathorestore.pipelines.controlled import ControlledSampler, SamplingSettings  # noqa: E402
 from pathorestore.pipelines.histo_diffusion import HistoDiffusion  # noqa: E402
 from pathorestore.pipelines.lpfm import LPFM, LPFMConfig  # noqa: E402
@@ -182,9 +185,9 @@ def test_anything_but_one_of_prompt_and_task_is_refused(model, image, words, tol
 
 
 def test_a_task_of_ones_own_is_known_to_the_system(model):
-    mine = Task(name="invert", templates=("invert the colours of the {source} image",))
+    mine = Task(name="invert", templates=("invert the colours of the {source} image",), example=model.tasks[0].example)
     parts = (model.coarse, model.text, model.fusion, model.sampler)
-    assert LPFM(*parts, tasks=[*model.tasks, mine]).asked("invert the colours of the PAS image").task is mine
+    assert LPFM(*parts, tasks=[*model.tasks, mine]).asked("invert the colours of the H&E image").task is mine
 
 
 def test_a_saved_system_comes_back_and_asks_for_a_text_encoder_that_was_not_saved(model, image, tmp_path):
@@ -214,6 +217,44 @@ def test_settings_are_taken_over(model):
 
 
 def test_parts_that_do_not_fit_are_refused(model):
-    unlike = LPFM.of(replace(LPFMConfig.nano(), fusion=replace(LPFMConfig.nano().fusion, degradation_dim=9)))
+    nano = LPFMConfig.nano()
+    nine = {part: replace(getattr(nano, part), degradation_dim=9) for part in ("fusion", "contrastive")}
+    unlike = LPFM.of(replace(nano, **nine))
     with pytest.raises(ValueError, match="must agree in vector_dim"):
         LPFM(unlike.coarse, model.text, model.fusion, model.sampler)
+    wide = LPFM.of(replace(LPFMConfig.nano(), text=ByteTextConfig(width=32), fusion=replace(LPFMConfig.nano().fusion, text_dim=32)))
+    with pytest.raises(ValueError, match="the text encoder is 32 wide, and the fusion expects 16"):
+        LPFM(model.coarse, wide.text, model.fusion, model.sampler)
+    with pytest.raises(ValueError, match=r"the image encoder gives \(128, 32\) values"):
+        LPFM(model.coarse, model.text, model.fusion, model.sampler, contrastive=ContrastiveEncoder(ContrastiveEncoderConfig.tiny()))
+
+
+def test_what_was_done_must_be_told_of_every_image_and_to_somebody(model, image):
+    told = Theta.from_normalised(torch.zeros(1, 5))
+    with pytest.raises(ValueError, match="theta has 1 rows; expected a row for each of 2"):
+        model(torch.cat([image, image]), DENOISE, theta=told)
+    with pytest.raises(ValueError, match="there is no encoder whose word it could replace"):
+        LPFM(model.coarse, model.text, model.fusion, model.sampler)(image, DENOISE, theta=told)
+
+
+def test_the_encoder_sees_the_image_as_large_as_it_becomes(model, image, monkeypatch):
+    """As it was trained: a reduced image that was not enlarged looks sharp."""
+    seen = []
+    forward = ContrastiveEncoder.forward
+    monkeypatch.setattr(ContrastiveEncoder, "forward", lambda self, part: seen.append(part) or forward(self, part))
+    model(image, "enlarge the H&E image 2 times", coarse_only=True)
+    assert torch.allclose(seen[0], resized(image, (64, 96)))
+
+
+def test_a_prompt_leaves_the_mode_of_the_parts_alone(model):
+    model.train()
+    model.coarse.eval()
+    working = model.working(model.asked(DENOISE))
+    assert (working.training, model.coarse.training, model.sampler.denoiser.training) == (True, False, True)
+    model.eval()
+
+
+def test_stains_without_examples_are_doubted(model):
+    for words in ({"task": "stain_af"}, {"task": "denoise", "source": "ihc"}, {"prompt": "denoise the IHC image"}):
+        with pytest.warns(UnknownPrompt, match="trained on photographed images alone"):
+            model.asked(**words)

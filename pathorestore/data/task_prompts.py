@@ -60,48 +60,73 @@ def descriptor(theta: Theta) -> str:
 
 
 def drawn_prompt(task: Task, theta: Theta, generator: torch.Generator, *, source: str = "he", described: float = 0.5) -> str:
-    """A prompt to train with: empty in `task.empty_share` of all draws, else one of the ways to say it, described or not."""
-    empty, tells = (float(torch.rand((), generator=generator)) for _ in range(2))
+    """A prompt to train with: empty in `task.empty_share` of all draws, else one of the ways to say it, described or not.
+
+    Factors have one decimal, as people write them; where nothing was reduced, that asked for is any from 1.5 to 4.
+    """
+    empty, tells, asked = (float(torch.rand((), generator=generator)) for _ in range(3))
     way = int(torch.randint(len(task.templates), (), generator=generator))
     if empty < task.empty_share:
         return ""
-    return render(task, source=source, way=way, scale=float(theta.downscale), theta=theta if tells < described else None)
+    scale = float(theta.downscale) if float(theta.downscale) > 1 else 1.5 + 2.5 * asked
+    return render(task, source=source, way=way, scale=round(scale, 1), theta=theta if tells < described else None)
+
+
+def checked(prompt: str) -> str:
+    """A prompt that can be read, recorded and shown, its words one space apart.
+
+    Raises ValueError for one without words, with characters that cannot be printed, or longer than 190 bytes.
+    """
+    if _UNPRINTABLE.search(prompt.strip()):
+        raise ValueError(f"the prompt {prompt!a} holds line breaks or characters that cannot be printed; write it on one line")
+    text = " ".join(prompt.split())
+    if not text:
+        raise ValueError('the prompt is empty; say what to do, such as "denoise the H&E image"')
+    try:
+        length = len(text.encode())
+    except UnicodeEncodeError:
+        raise ValueError(f"the prompt {prompt!a} is no text; expected characters of Unicode") from None
+    if length > LONGEST_PROMPT:
+        raise ValueError(f"the prompt has {length} bytes; the most is {LONGEST_PROMPT}")
+    return text
 
 
 def parse(prompt: str, tasks: Sequence[Task]) -> TaskSpec:
     """What a prompt asks for: the task one of whose templates it is, whatever its case, spaces and descriptor; else free text.
 
-    Raises ValueError for a prompt without words, with characters that cannot be printed, or longer than 190 bytes.
+    A known one goes on as the model learned it, free text as it is. Raises ValueError as `checked`.
     """
-    text = " ".join(prompt.split(" ")).strip()
-    if not text:
-        raise ValueError('the prompt is empty; say what to do, such as "denoise the H&E image"')
-    if _UNPRINTABLE.search(text):
-        raise ValueError(f"the prompt {text!a} holds line breaks or characters that cannot be printed; write it on one line")
-    if len(text.encode()) > LONGEST_PROMPT:
-        raise ValueError(f"the prompt has {len(text.encode())} bytes; the most is {LONGEST_PROMPT}")
-    plain = re.sub(r"\s+", " ", _DESCRIPTOR.sub("", text)).rstrip(".")
+    text = checked(prompt)
+    found = _DESCRIPTOR.search(text)
+    described, plain = found.group() if found else "", _DESCRIPTOR.sub("", text).rstrip(".")
     for task in tasks:
         for template in task.templates:
             if match := _pattern(template, task).fullmatch(plain):
-                found = match.groupdict()
-                source = _code(found.get("source") or "he")
-                return TaskSpec(task=task, text=text, source=source, target=task.target, scale=float(found.get("scale") or 1))
+                told = match.groupdict()
+                source, scale = _code(told.get("source") or "he"), float(told.get("scale") or 1)
+                words = template.format(source=stain_words(source), target=stain_words(task.target), scale=scale)
+                return TaskSpec(task=task, text=words + described, source=source, target=task.target, scale=scale)
     return TaskSpec(task=None, text=text)
 
 
 def spec_of(tasks: Sequence[Task], *, task: str, source: str = "he", scale: float = 2.0) -> TaskSpec:
-    """The plainest prompt of the task of a name. Raises ValueError for a name that no task has."""
+    """The plainest prompt of the task of a name. scale: for those that name one; of others it is 1.
+
+    Raises ValueError for a name that no task has, and as `checked`.
+    """
     chosen = named(tasks, task)
-    return TaskSpec(task=chosen, text=render(chosen, source=source, scale=scale), source=source, target=chosen.target, scale=scale)
+    text = checked(render(chosen, source=source, scale=scale))
+    said = scale if "{scale" in chosen.templates[0] else 1.0
+    return TaskSpec(task=chosen, text=text, source=source, target=chosen.target, scale=said)
 
 
 def _pattern(template: str, task: Task) -> re.Pattern[str]:
     words = re.escape(template)
-    words = words.replace(re.escape("{scale:g}"), _NUMBER).replace(re.escape("{scale}"), _NUMBER)
+    words = words.replace(re.escape("{scale:g}"), _NUMBER, 1).replace(re.escape("{scale}"), _NUMBER, 1)
     words = words.replace(re.escape("{target}"), _either(task.target))
     # a stain that nobody listed may have any short name
-    words = words.replace(re.escape("{source}"), r"(?P<source>[\w&+-]+(?: [\w&+-]+)?)", 1)
+    sources = "|".join(re.escape(name) for name in (*STAINS.values(), *STAINS))
+    words = words.replace(re.escape("{source}"), rf"(?P<source>{sources}|[\w&+-]+)", 1)
     return re.compile(words, re.IGNORECASE)
 
 

@@ -16,7 +16,7 @@ RADIUS_PX = 2**LEVELS - 1
 
 _LEAST_VARIANCE = 1e-5
 _LEAST_INTENSITY = 1 / 255
-_GLASS_DENSITY = 0.02  # of clean glass: changes on it are hardly drawn
+_GLASS_DENSITY = 0.02  # of clean glass, on which half of a change is drawn
 _LEAST_DYE = 0.1
 
 
@@ -56,7 +56,7 @@ def density_change(reference: Tensor, before: Tensor, after: Tensor, *, levels: 
     By the Beer-Lambert law the density (-log10 of the intensity) of a mixture of dyes grows with its amount, all channels in proportion.
     Of a change of the mean density over the channels, what is finer than the low band of so many levels counts: d. Each pixel keeps the
     direction of its density D and gets D (1 + d / (mean D + 0.02)), at least a tenth of D. So detail has the hue of the place where it
-    is drawn, and what has no dye, as glass, gets none. Ours.
+    is drawn; white gets none, clean glass, of a density about 0.02, half of it, and tissue all but all. Ours.
     """
     density, old, new = (optical_density(image.clamp(_LEAST_INTENSITY, 1)).mean(1, keepdim=True) for image in (reference, before, after))
     change = new - old

@@ -112,7 +112,9 @@ class ControlledSampler(nn.Module):
     def guided(self, guidance: Guidance, against: Guidance | None = None) -> "ControlledSampler":
         """The same parts under a prompt."""
         parts = (self.autoencoder, self.denoiser.unet, self.denoiser.control, self.settings)
-        return ControlledSampler(*parts, guidance=guidance, against=against).train(self.training)
+        made = ControlledSampler(*parts, guidance=guidance, against=against)
+        made.training = made.denoiser.training = self.training
+        return made
 
     @property
     def sees_given(self) -> bool:

@@ -132,12 +132,15 @@ class GeneratedPieces:
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class PromptedPieces(GeneratedPieces):
-    """Regions made by an `LPFM` under one prompt; what its encoder sees of an image counts if it was looked at, else the prompt alone."""
+    """Regions made by an `LPFM` under one prompt; what its encoder sees of an image counts if it was looked at, else the prompt alone.
+
+    scale: how many times as large images become.
+    """
 
     lpfm: "LPFM"
     spec: "TaskSpec"
+    scale: float = 1.0
 
     def seen(self, image: Tensor) -> "PromptedPieces":
         """See `Pieces`."""
-        device = next(self.lpfm.parameters()).device
-        return replace(self, system=self.lpfm.working(self.spec, self.lpfm.impression(image.to(device))))
+        return replace(self, system=self.lpfm.working(self.spec, self.lpfm.impression(image, scale=self.scale)))

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from pathorestore.pipelines.batch import Done, Job
 from pathorestore.pipelines.image_file import DEFAULT_MAX_PIXELS, ImageFile, check_target, read_image_file, write_image_file
-from pathorestore.pipelines.provenance import GENERATED_NOTE, GENERATED_NOTICE, RESTORED_NOTICE, Parameter, Provenance, was_generated
+from pathorestore.pipelines.provenance import RESTORED_NOTICE, Parameter, Provenance, inherited
 from pathorestore.pipelines.risk_files import check_risk_targets, risk_beside
 from pathorestore.pipelines.risk_model import RiskModel
 from pathorestore.version import __version__
@@ -78,21 +78,21 @@ class ImageWork(ABC):
         if self.risk is not None:
             check_risk_targets(job.output, given.path, overwrite=self.overwrite or self.replace_maps)
         made = self.made(given)
-        generated = was_generated(given.path)
+        before = inherited(given.path, self.notice)
         provenance = Provenance(
             version=__version__,
             model_id=self.model_id,
             weights_sha256=self.weights_sha256,
             seed=self.seed,
-            parameters={**self.parameters, **made.parameters} | ({"generative": True} if generated else {}),
+            parameters=before.over({**self.parameters, **made.parameters}),
             input_sha256=given.input_sha256,
             pixel_um=made.like.pixel_um,
             created_utc=self.clock(),
-            notice=GENERATED_NOTICE if generated else self.notice,
+            notice=before.notice,
         )
         with self._maps(job, given, made, provenance):
             left_out = write_image_file(job.output, made.image, made.like, provenance, overwrite=self.overwrite)
-        return Done(megapixels=given.megapixels, notes=given.notes + made.notes + left_out + ((GENERATED_NOTE,) if generated else ()))
+        return Done(megapixels=given.megapixels, notes=given.notes + made.notes + left_out + before.notes)
 
     @abstractmethod
     def made(self, given: ImageFile) -> Made:

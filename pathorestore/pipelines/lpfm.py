@@ -4,6 +4,7 @@ Of the paper (a low-level pathology foundation model) we know the abstract; this
 the image encoder, is the special case `contrastive=None`. At work on an image it is a `HistoDiffusion` whose parts are told the prompt.
 """
 
+import math
 import os
 import warnings
 from collections.abc import Mapping, Sequence
@@ -16,6 +17,7 @@ from torch import Tensor, nn
 from pathorestore.data.task_prompts import TaskSpec, UnknownPrompt, parse, spec_of
 from pathorestore.data.tasks import Task, builtin_tasks
 from pathorestore.degradations.composed import Theta
+from pathorestore.degradations.resize import resized
 from pathorestore.hub import ModelCard, Pretrained, load_parts, load_settings, locate, model_name, save_parts, weights_sha256
 from pathorestore.image import check_image
 from pathorestore.models.autoencoder import AutoencoderConfig, LatentAutoencoder
@@ -121,6 +123,14 @@ class LPFM(nn.Module):
         widths = fusion.config.vector_dim, coarse.config.vector_dim, sampler.denoiser.unet.config.vector_dim
         if len(set(widths)) > 1 or fusion.config.context_dim != sampler.denoiser.unet.config.context_dim:
             raise ValueError(f"fusion, coarse network and U-Net must agree in vector_dim, got {widths}, and in context_dim")
+        if text.dim != fusion.config.text_dim:
+            raise ValueError(
+                f"the text encoder is {text.dim} wide, and the fusion expects {fusion.config.text_dim}; take the one it learned"
+            )
+        if contrastive is not None:
+            dims = (contrastive.dim, contrastive.config.degradation_dim)
+            if dims != (fusion.config.image_dim, fusion.config.degradation_dim):
+                raise ValueError(f"the image encoder gives {dims} values, and the fusion expects others; take the one it learned")
         self.coarse, self.text, self.fusion, self.sampler = coarse, cast(nn.Module, text), fusion, sampler
         self.contrastive = contrastive
         self.tasks = tuple(builtin_tasks() if tasks is None else tasks)
@@ -157,11 +167,18 @@ class LPFM(nn.Module):
         """
         check_image(image)
         spec = prompt if isinstance(prompt, TaskSpec) else self.asked(prompt, task=task, scale=scale)
-        scale, made = scale or spec.scale, []
+        if theta is not None and (self.contrastive is None or len(theta.downscale) != len(image)):
+            why = (
+                "there is no encoder whose word it could replace"
+                if self.contrastive is None
+                else f"expected a row for each of {len(image)}"
+            )
+            raise ValueError(f"theta has {len(theta.downscale)} rows; {why}")
+        scale, made = spec.scale if scale is None else scale, []
         for index in range(len(image)):
             one = image[index : index + 1]
             known = None if theta is None else Theta(*(row[index : index + 1] for row in theta))
-            working = self.working(spec, self.impression(one, theta=known))
+            working = self.working(spec, self.impression(one, scale=scale, theta=known))
             if coarse_only:
                 made.append(working.coarse(one, scale=scale))
             else:
@@ -175,27 +192,30 @@ class LPFM(nn.Module):
         """
         if (prompt is None) == (task is None):
             raise ValueError(f"give one of prompt and task; got prompt={prompt!r} and task={task!r}")
-        if task is not None:
-            return spec_of(self.tasks, task=task, source=source, scale=scale or 1.0)
-        spec = parse(prompt or "", self.tasks)
-        if not spec.known:
-            warnings.warn(
-                f"the prompt {spec.text!r} is no known task's; it is passed on as it is, and what the model makes of it was never tested",
-                UnknownPrompt,
-                stacklevel=3,
-            )
+        spec = parse(prompt or "", self.tasks) if task is None else spec_of(self.tasks, task=task, source=source, scale=scale or 2.0)
+        doubt = ""
+        if spec.task is None:
+            doubt = "is no known task's; it is passed on as it is, and what the model makes of it was never tested"
+        elif spec.task.example is None or spec.source != "he":
+            doubt = "asks for what is trained on photographed images alone; with other weights than your own expect nothing of it"
+        if doubt:
+            warnings.warn(f"the prompt {spec.text!r} {doubt}", UnknownPrompt, stacklevel=3)
         return spec
 
     @torch.no_grad()
-    def impression(self, image: Tensor, *, theta: Theta | None = None) -> Impression | None:
-        """What the encoder sees in the middle of one image 1 3 h w; None without an encoder. theta: what was done to it, if known."""
+    def impression(self, image: Tensor, *, scale: float = 1.0, theta: Theta | None = None) -> Impression | None:
+        """What the encoder sees in the middle of one image 1 3 h w, made `scale` times as large; None without an encoder.
+
+        theta: what was done to it, if known.
+        """
         if self.contrastive is None:
             return None
+        reach = math.ceil(_SEEN_PX / scale)
+        top, left = (max(0, (side - reach) // 2) for side in image.shape[-2:])
+        image = image[..., top : top + reach, left : left + reach].to(next(self.contrastive.parameters()).device).float()
+        image = resized(image, (max(1, round(image.shape[-2] * scale)), max(1, round(image.shape[-1] * scale))))
         height, width = image.shape[-2:]
-        top, left = (max(0, (side - _SEEN_PX) // 2) for side in (height, width))
-        part = self.sampler.settings.padded(image.float(), max(height, 16), max(width, 16))[
-            ..., top : top + _SEEN_PX, left : left + _SEEN_PX
-        ]
+        part = self.sampler.settings.padded(image, max(height, 16), max(width, 16))
         seen = self.fusion.averaged(self.contrastive(part), part)
         return seen if theta is None else seen._replace(theta=theta.normalised().to(seen.theta))
 
@@ -204,10 +224,10 @@ class LPFM(nn.Module):
         """The system under a prompt, for one image or its regions. impression: None is the prompt-only path."""
         guidance = self.fusion(self.text([spec.text]), impression)
         against = None if self.settings.guidance_scale == 1 else self.fusion(self.text([""]), impression)
-        coarse = _Told(self.coarse, guidance.vector)
-        return HistoDiffusion(
-            coarse, self.sampler.guided(guidance, against), model_id=self.model_id, weights_hash=self.weights_sha256
-        ).train(self.training)
+        named = {"model_id": self.model_id, "weights_hash": self.weights_sha256}
+        made = HistoDiffusion(_Told(self.coarse, guidance.vector), self.sampler.guided(guidance, against), **named)
+        made.training = self.training  # the parts are those of this system, and stay as they are
+        return made
 
     @property
     def settings(self) -> SamplingSettings:

@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields
 from datetime import datetime, timedelta
 from pathlib import Path
-from typing import Any, BinaryIO, Self
+from typing import Any, BinaryIO, NamedTuple, Self
 
 from pathorestore.pipelines.raster import ImageFileError, sniff
 
@@ -103,13 +103,33 @@ def read_provenance(path: Path) -> Provenance | None:
             raise ImageFileError(f"{path}: {reason}") from error
 
 
-def was_generated(path: Path) -> bool:
-    """Whether a file says that it holds generated detail, which stays generated whatever is done to it; a damaged record says nothing."""
+class Inherited(NamedTuple):
+    """What an output says because its input did: parameters of the record, its notice, and a line about it for the user, if any."""
+
+    parameters: Mapping[str, Parameter]
+    notice: str
+    notes: tuple[str, ...]
+
+    def over(self, own: Mapping[str, Parameter]) -> dict[str, Parameter]:
+        """Those of the work with what stays true of its input."""
+        return {**self.parameters, **own} | ({"generative": True} if self.parameters else {})
+
+
+def inherited(path: Path, own_notice: str) -> Inherited:
+    """What is generated, or stained virtually, stays so whatever is done to it; a damaged record of the input says nothing.
+
+    own_notice: what the work itself would say; of all notices that of a virtual stain says most, then that of generated detail.
+    """
     try:
         record = read_provenance(path)
     except (OSError, ImageFileError):
-        return False
-    return record is not None and record.parameters.get("generative") is True
+        record = None
+    told = {} if record is None or record.parameters.get("generative") is not True else record.parameters
+    if not told:
+        return Inherited({}, own_notice, ())
+    kept = {name: told[name] for name in ("generative", "virtual_stain") if name in told}
+    virtual = STAINED_NOTICE in (own_notice, record.notice if record else "")
+    return Inherited(kept, STAINED_NOTICE if virtual else GENERATED_NOTICE, (GENERATED_NOTE,))
 
 
 def _from_png(file: BinaryIO) -> str | None:

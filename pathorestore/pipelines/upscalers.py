@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 from pathorestore.image import round_up
 from pathorestore.pipelines.compute import DEVICES, choose_device
 from pathorestore.pipelines.enlarge import DrawnPieces, Enlargement, Pieces
-from pathorestore.pipelines.provenance import ENLARGED_NOTICE, GENERATED_NOTICE, STAINED_NOTICE, Parameter
+from pathorestore.pipelines.provenance import ENLARGED_NOTICE, GENERATED_NOTICE, RESTORED_NOTICE, STAINED_NOTICE, Parameter
 
 if TYPE_CHECKING:
     from pathorestore.diffusion.gaussian import SamplerName
@@ -78,6 +78,7 @@ class ReadyUpscaler:
 
     tile_px, overlap_px: as they were chosen. notice: what a viewer must know. generative: whether detail is drawn from noise.
     knows_compression: whether JPEG was in what it learned from. target_stain: that comes out, if it is another one.
+    prompted: whether it does what a prompt says.
     """
 
     pieces: Pieces
@@ -90,13 +91,16 @@ class ReadyUpscaler:
     generative: bool
     knows_compression: bool
     target_stain: str = ""
+    prompted: bool = False
 
     @property
     def notice(self) -> str:
         """What a viewer of the output must know."""
         if self.target_stain:
             return STAINED_NOTICE
-        return GENERATED_NOTICE if self.generative else ENLARGED_NOTICE
+        if self.generative:
+            return GENERATED_NOTICE
+        return RESTORED_NOTICE if self.prompted else ENLARGED_NOTICE
 
 
 def is_generative(options: UpscaleOptions) -> bool:
@@ -200,7 +204,7 @@ def _lpfm(options: UpscaleOptions, device: str) -> ReadyUpscaler:
     lpfm = LPFM.from_pretrained(folder, revision=options.revision)
     lpfm = lpfm.with_settings(_wished_settings(lpfm.settings, options)).to(device)
     scale = options.target.scale or 1.0
-    spec = lpfm.asked(options.prompt, task=options.task, source=options.source, scale=scale)
+    spec = lpfm.asked(options.prompt, task=options.task, source=options.source, scale=options.target.scale)
     system = lpfm.working(spec)
     ready = _generative(system, options, device)
     said: dict[str, Parameter] = {"prompt": spec.text, "task": spec.task.name if spec.task else None}
@@ -214,9 +218,11 @@ def _lpfm(options: UpscaleOptions, device: str) -> ReadyUpscaler:
             coarse_only=options.coarse_only,
             lpfm=lpfm,
             spec=spec,
+            scale=scale,
         ),
         parameters=ready.parameters | said | ({"virtual_stain": spec.target, "generative": True} if spec.target else {}),
         target_stain=spec.target,
+        prompted=True,
     )
 
 

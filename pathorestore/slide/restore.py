@@ -12,7 +12,7 @@ from typing import Any, Literal, NamedTuple
 from pathorestore.atomic import write_atomic
 from pathorestore.pipelines.batch import Done, Job, PlanError
 from pathorestore.pipelines.image_file import check_target
-from pathorestore.pipelines.provenance import GENERATED_NOTE, GENERATED_NOTICE, Parameter, Provenance, was_generated
+from pathorestore.pipelines.provenance import Parameter, Provenance, inherited
 from pathorestore.pipelines.raster import ImageFileError
 from pathorestore.slide.codec import TileCodec
 from pathorestore.slide.events import BAD_KINDS, EVENT_NOTES, Event, counted
@@ -136,19 +136,17 @@ class RestoreSlide:
             self._check_events(journal)
             created = journal.remember("created_utc", self.clock())
             self._fill(journal, run, source, codec)
-            generated = was_generated(job.input)
+            before = inherited(job.input, self.work.notice)
             provenance = Provenance(
                 version=__version__,
                 model_id=self.model_id,
                 weights_sha256=self.weights_sha256,
                 seed=self.seed,
-                parameters=parameters
-                | {event.replace(" ", "_"): count for event, count in counted(journal.events).items()}
-                | ({"generative": True} if generated else {}),
+                parameters=before.over(parameters | {event.replace(" ", "_"): count for event, count in counted(journal.events).items()}),
                 input_sha256=digest,
                 pixel_um=run.mpp,
                 created_utc=None,
-                notice=GENERATED_NOTICE if generated else self.work.notice,
+                notice=before.notice,
             )
             pyramid = Pyramid(
                 width_px=run.width_px,
@@ -177,7 +175,7 @@ class RestoreSlide:
         notes = [*source.facts.notes]
         if not provenance.pixel_um:
             notes.append(f"the slide does not say how large a pixel is, so neither does the output; {self.work.mpp_option} would")
-        notes += [GENERATED_NOTE] if generated else []
+        notes += before.notes
         notes += [EVENT_NOTES[kind].format(count) for kind, count in counted(events).items()]
         return Done(megapixels=source.facts.width_px * source.facts.height_px / 1e6, notes=tuple(notes))
 

@@ -27,6 +27,7 @@ _FAULTS, _VIEWS = 14, 15  # salts of the random streams
 _HED_SIGMA = 0.3
 _GREY_SHARE = 0.1
 _RESTAINED_SHARE = 0.5
+_UNTOUCHED = -1
 
 
 class Views(NamedTuple):
@@ -159,7 +160,8 @@ class ContrastiveStage(Stage):
                 source = sources[number % len(sources)][index : index + 1]
                 images.append(applied(stages, self._view(source.float().cpu(), generator), generator=generator))
                 plans.append(stages)
-                faults.append(number if number < len(shared) else len(plans) + len(shared))
+                # what is untouched is alike, whoever drew it
+                faults.append(_UNTOUCHED if not stages else number if number < len(shared) else len(plans) + len(shared))
         theta = Theta.of([summary(stages, size) for stages in plans]).normalised()
         device = sources[0].device
         patch = torch.arange(len(batch.key)).repeat_interleave(self._views_each)

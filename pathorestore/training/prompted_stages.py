@@ -12,7 +12,7 @@ from torchmetrics.functional.image import structural_similarity_index_measure
 
 from pathorestore.data.batches import PairBatch
 from pathorestore.data.synthetic import sharp_middle
-from pathorestore.data.task_prompts import drawn_prompt, render
+from pathorestore.data.task_prompts import drawn_prompt, render, spec_of
 from pathorestore.data.tasks import Example, Task, builtin_tasks, named
 from pathorestore.degradations.composed import Theta
 from pathorestore.hub import Pretrained
@@ -72,14 +72,22 @@ class Curriculum:
         given, wanted = _stacked(examples, batch.key.device)
         return Asked(given, wanted, said, torch.tensor(known, device=batch.key.device))
 
+    def judged(self, batch: Batch) -> Sequence[Task]:
+        """What validation looks at: every task that is trained, of photographed pairs the one they are examples of."""
+        return [named(self.tasks, self.pairs_task)] if isinstance(batch, PairBatch) else self.trained
+
     def asked(self, stage: Stage, batch: Batch, task: Task) -> Asked:
-        """The same with one task for all, in its plainest words."""
+        """The same with one task for all, in its plainest words; photographed pairs as they are."""
+        if isinstance(batch, PairBatch):
+            known = torch.ones(len(batch.clean), dtype=torch.bool, device=batch.clean.device)
+            return Asked(batch.degraded, batch.clean, (render(task),) * len(batch.clean), known)
         examples = self._examples(stage, batch, [task] * len(batch.key), salt=_ASKED)
         given, wanted = _stacked(examples, batch.key.device)
         return Asked(given, wanted, (render(task),) * len(given), torch.ones(len(given), dtype=torch.bool, device=given.device))
 
     def _examples(self, stage: Stage, batch: Batch, tasks: Sequence[Task], *, salt: int) -> list[Example]:
-        sharp = (batch.clean if isinstance(batch, PairBatch) else sharp_middle(batch)).float().cpu()
+        assert not isinstance(batch, PairBatch)
+        sharp = sharp_middle(batch).float().cpu()
         streams = stage.streams(batch.key, salt=salt)
         made: list[Example] = []
         for index, (task, own) in enumerate(zip(tasks, streams, strict=True)):
@@ -112,7 +120,9 @@ class PromptedCoarseStage(Stage):
         seed: int = 0,
     ):
         self.curriculum = curriculum or Curriculum()
-        self.figures = tuple(f"gain_{task.name}" for task in self.curriculum.trained)
+        self.figures = tuple(
+            dict.fromkeys(f"gain_{name}" for name in (*(task.name for task in self.curriculum.trained), self.curriculum.pairs_task))
+        )
         super().__init__(optimizer=optimizer, schedule=schedule)
         self.coarse, self.text, self.contrastive = coarse, text, cast(ContrastiveEncoder, frozen(contrastive))
         self.simulation = replace(self.simulation, seed=seed)
@@ -139,7 +149,7 @@ class PromptedCoarseStage(Stage):
 
     def evaluate(self, batch: Batch) -> None:
         """Gain of each task in dB over what is given."""
-        for task in self.curriculum.trained:
+        for task in self.curriculum.judged(batch):
             asked = self.curriculum.asked(self, batch, task)
             # an example may be perfect as it is
             before = psnr(asked.given, asked.wanted).clamp(max=60)
@@ -156,7 +166,8 @@ class PromptedControlStage(Stage):
 
     The branch sees what the coarse network makes of what is given, or that and the given image where it has twice as many channels. Text
     encoder, coarse network, contrastive encoder and autoencoder are frozen. train_unet: whether the U-Net is trained too, as it must be
-    where it never met a prompt. watched: tasks whose images validation makes.
+    where it never met a prompt. watched: tasks whose images validation makes, the
+    first and the last of those trained unless given.
     """
 
     trained: tuple[str, ...] = ("control", "fusion")
@@ -167,14 +178,16 @@ class PromptedControlStage(Stage):
         *,
         curriculum: Curriculum | None = None,
         train_unet: bool = True,
-        watched: Sequence[str] = ("restore", "stain_pas"),
+        watched: Sequence[str] | None = None,
         optimizer: OptimizerCallable = torch.optim.AdamW,
         schedule: Schedule | None = None,
         seed: int = 0,
     ):
         self.curriculum = curriculum or Curriculum()
-        self.watched = [named(self.curriculum.tasks, name) for name in watched]
-        self.figures = ("mse", *(f"gain_{task.name}" for task in self.watched))
+        trained = self.curriculum.trained
+        self.watched = [trained[0], trained[-1]] if watched is None else [named(trained, name) for name in watched]
+        pairs = named(self.curriculum.tasks, self.curriculum.pairs_task)
+        self.figures = ("mse", *dict.fromkeys(f"gain_{task.name}" for task in (*self.watched, pairs)))
         super().__init__(optimizer=optimizer, schedule=schedule)
         self.system, denoiser = system, system.sampler.denoiser
         for part in (system.text, system.coarse, system.contrastive, system.sampler.autoencoder):
@@ -199,6 +212,8 @@ class PromptedControlStage(Stage):
         for module in (self.system.text, self.system.coarse, self.system.contrastive, self.system.sampler.autoencoder):
             if module is not None:
                 module.eval()
+        if "unet" not in self.trained:
+            self.system.sampler.denoiser.unet.eval()
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         """Mean squared error of what is predicted, at steps drawn evenly."""
@@ -214,16 +229,22 @@ class PromptedControlStage(Stage):
         for share in _VALIDATION_SHARES:
             t = torch.full((len(batch.key),), int(share * steps), device=batch.key.device)
             self.score("mse", self._errors(batch, self.curriculum.drawn(self, batch), t), progress_bar=True)
-        for task in self.watched:
+        for task in self.curriculum.judged(batch) if isinstance(batch, PairBatch) else self.watched:
             asked = self.curriculum.asked(self, batch, task)
-            made = self.system(asked.given, task=task.name)
+            made = self._made(asked, task)
             before = psnr(asked.given, asked.wanted).clamp(max=60)
             self.score(f"gain_{task.name}", psnr(made, asked.wanted).clamp(max=60) - before, progress_bar=True)
 
     def pictures(self, batch: Batch) -> dict[str, Tensor]:
         """Given, made and wanted of the last watched task."""
-        asked = self.curriculum.asked(self, batch, self.watched[-1])
-        return {"given": asked.given, "made": self.system(asked.given, task=self.watched[-1].name), "wanted": asked.wanted}
+        task = self.curriculum.judged(batch)[0] if isinstance(batch, PairBatch) else self.watched[-1]
+        asked = self.curriculum.asked(self, batch, task)
+        return {"given": asked.given, "made": self._made(asked, task), "wanted": asked.wanted}
+
+    def _made(self, asked: Asked, task: Task) -> Tensor:
+        """What the system makes of what is given, at its size."""
+        made: Tensor = self.system(asked.given, spec_of(self.curriculum.tasks, task=task.name), scale=1.0)
+        return made
 
     def _errors(self, batch: Batch, asked: Asked, t: Tensor) -> Tensor:
         """Mean squared error of each image."""
