@@ -325,6 +325,40 @@ def test_blank_and_tiny_and_unrelated_pairs_raise_no_alarm_about_shift():
     assert not worst_shift(tissue(1)[..., 1].astype(np.float32), tissue(2)[..., 1].astype(np.float32)).certain
 
 
+@pytest.mark.parametrize("fluorescent", [False, True])
+@pytest.mark.parametrize(("apart_px", "kinds"), [(0, []), (5, []), (14, ["unregistered"])])
+def test_two_stains_of_one_tissue_may_lie_a_little_apart_and_look_otherwise(tmp_path, fluorescent, apart_px, kinds):
+    """Also where nuclei are bright on black. One stain under two names is none of these, and keeps the strict limit."""
+    scene = tissue(3, 320, 320)
+    other = scene[20 : 20 + 256, 20 + apart_px : 276 + apart_px][..., ::-1]
+    save(tmp_path / "he.png", scene[20:276, 20:276])
+    save(tmp_path / "other.png", 255 - other if fluorescent else other)
+    rows = [Row(path="he.png", stain="he", target="other.png", extra=(("target_stain", name),)) for name in ("pas", " HE")]
+    told = []
+    for row in rows:
+        write_manifest(tmp_path / "pairs.csv", [row])
+        told.append([one.kind for one in check_manifest(read_manifest(tmp_path / "pairs.csv"), OPTIONS)])
+    assert told[0] == kinds
+    if apart_px:
+        assert told[1] in (["unregistered"], ["unrelated"])
+
+
+def test_an_image_may_have_partners_in_several_stains_of_one_split(tmp_path):
+    for name in ("he", "pas", "ihc"):
+        save(tmp_path / f"{name}.png", tissue(3))
+    pair = Row(path="he.png", stain="he", target="pas.png", patient="A", extra=(("target_stain", "pas"),))
+    other = replace(pair, target="ihc.png", extra=(("target_stain", "ihc"),))
+
+    def kinds(*rows):
+        write_manifest(tmp_path / "pairs.csv", rows)
+        return [one.kind for one in check_manifest(read_manifest(tmp_path / "pairs.csv"), OPTIONS)]
+
+    assert kinds(pair, other) == []
+    assert kinds(pair, pair) == ["listed twice"]
+    assert "listed twice" in kinds(pair, replace(other, split="val"))
+    assert "patient leak" in kinds(pair, replace(other, split="val"))
+
+
 def test_a_pair_that_lies_apart_is_told_with_its_shift_and_the_limit_is_the_user_s(folder):
     clean = tissue(3, 262, 262)
     save(folder / "fused.png", clean[3:-3, 3:-3])

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from pathorestore.data.defects import CheckOptions, Defect, defect
 from pathorestore.data.fingerprint import Fingerprint, correlation, fingerprint
 from pathorestore.data.image_cache import UnreadableImage, read_rgb
-from pathorestore.data.manifest import Manifest
+from pathorestore.data.manifest import Manifest, Row, plain_name
 from pathorestore.data.registration import worst_shift
 from pathorestore.data.slide_files import SLIDE_SUFFIXES, slide_header
 
@@ -18,6 +18,8 @@ _NOTHING = Fingerprint(b"", None)
 _TIFF = (".tif", ".tiff")
 # Measured on simulated pairs of real tissue: at 8 um of defocus, images of 256 px and more agree with their partner by 0.5 and more
 _UNRELATED, _LEAST_JUDGED_PX = 0.2, 256
+_STAIN_SHIFT_PX = 8.0  # about a third of a nucleus at 40x
+_BLACK_GROUND = 64
 
 
 class Picture(NamedTuple):
@@ -75,21 +77,37 @@ def _examine(manifest: Manifest, index: int, clean: Picture | None, options: Che
                 ("wrong size", f"{name} has {_size(picture)}, less than a crop of {options.crop_px} px; leave it out or cut smaller")
             )
     if clean and len(sound) == len(members):
-        found += _pair(image, clean, options)
+        found += _pair(image, clean, options, stains=_of_two_stains(row))
     defects = tuple(defect(index, row, kind, reason) for kind, reason in found)
     return Examined(index, defects, row.target or row.path, (clean or image).scene)
 
 
-def _pair(image: Picture, clean: Picture, options: CheckOptions) -> list[tuple[str, str]]:
+def _of_two_stains(row: Row) -> bool:
+    """Whether image and target show one tissue in two stains: the column target_stain names another one than `stain`."""
+    target = dict(row.extra).get("target_stain", "")
+    return bool(target.strip()) and plain_name(target) != plain_name(row.stain)
+
+
+def _dark_on_light(gray: NDArray[np.uint8]) -> NDArray[np.float32]:
+    """Fluorescence shows nuclei bright on black, dyes show them dark on white."""
+    return (255 - gray if np.median(gray) < _BLACK_GROUND else gray).astype(np.float32)
+
+
+def _pair(image: Picture, clean: Picture, options: CheckOptions, *, stains: bool) -> list[tuple[str, str]]:
+    """stains: partners in two stains are photographed twice, so a little shift is let pass, and they need not look alike."""
     if image.size_px != clean.size_px:
         reason = f"the image has {_size(image)} and its target {_size(clean)}; partners must be cut alike and registered"
         return [("wrong size", reason)]
     if image.gray is None or clean.gray is None:
         return [] if image.gray is clean.gray else [("unreadable", "a slide and an image cannot be partners; cut images from the slide")]
-    shift = worst_shift(clean.gray.astype(np.float32), image.gray.astype(np.float32))
-    if shift is not None and shift.surely_exceeds(options.max_shift_px):
+    limit_px = max(options.max_shift_px, _STAIN_SHIFT_PX) if stains else options.max_shift_px
+    planes = (clean.gray, image.gray)
+    shift = worst_shift(*(_dark_on_light(plane) if stains else plane.astype(np.float32) for plane in planes))
+    if shift is not None and shift.surely_exceeds(limit_px):
         where = f"{shift.x_px:+.1f} px right and {shift.y_px:+.1f} px down (standard error {shift.error_px:.2f} px)"
-        return [("unregistered", f"the image lies {where} of its target, limit {options.max_shift_px:g} px; register the pair anew")]
+        return [("unregistered", f"the image lies {where} of its target, limit {limit_px:g} px; register the pair anew")]
+    if stains:
+        return []
     if (shift is None or not shift.certain) and min(image.size_px) >= _LEAST_JUDGED_PX and _unrelated(image.scene, clean.scene):
         return [("unrelated", "image and target show different scenes, or one of them is turned; match them anew")]
     return []

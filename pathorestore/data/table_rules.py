@@ -115,10 +115,14 @@ def _own_targets(manifest: Manifest) -> Iterator[Defect]:
 
 
 def _twice(manifest: Manifest, rows: Mapping[int, Row], *, across: bool) -> Iterator[tuple[int, str]]:
-    """Later place of images listed more than once, and what is wrong: those of two splits, or those of one."""
-    seen: dict[Path, int] = {}
+    """Later place of images listed more than once, and what is wrong: those of two splits, or those of one.
+
+    In one split an image may be listed once for each stain that it has a partner in.
+    """
+    seen: dict[tuple[Path, str], int] = {}
     for index, row in rows.items():
-        first = seen.setdefault(identity(manifest, row.path), index)
+        partner = "" if across else plain_name(dict(row.extra).get("target_stain", ""))
+        first = seen.setdefault((identity(manifest, row.path), partner), index)
         if first != index and (rows[first].split != row.split) is across:
             yield index, f"the same file as in row {row_number(first)}; delete one of them"
 
