@@ -55,8 +55,8 @@ test-gpu: install ## tests that need a CUDA device
 test-compile: install ## tests of torch.compile and export
 	$(BIN)/python -m pytest -m compile
 
-test-real-data: install ## tests on the folder of images PATHORESTORE_DATA and the slide PATHORESTORE_SLIDE
-	@test -n "$(PATHORESTORE_DATA)$(PATHORESTORE_SLIDE)" || { echo "set PATHORESTORE_DATA to a folder of images, or PATHORESTORE_SLIDE to a slide, first"; exit 2; }
+test-real-data: install ## tests on the images PATHORESTORE_DATA, the slide PATHORESTORE_SLIDE, the stains PATHORESTORE_STAINS
+	@test -n "$(PATHORESTORE_DATA)$(PATHORESTORE_SLIDE)$(PATHORESTORE_STAINS)" || { echo "set PATHORESTORE_DATA or PATHORESTORE_STAINS to a folder of images, or PATHORESTORE_SLIDE to a slide, first"; exit 2; }
 	$(BIN)/python -m pytest -m real_data
 
 clean: ## remove what the targets made, .venv included

@@ -1,4 +1,4 @@
-"""The embedded weights on real images: PATHORESTORE_DATA names a folder of sharp ones, PATHORESTORE_SLIDE a whole slide."""
+"""Real images: PATHORESTORE_DATA names a folder of sharp ones, PATHORESTORE_SLIDE a whole slide, PATHORESTORE_STAINS registered stains."""
 
 import math
 import os
