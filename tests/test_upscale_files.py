@@ -103,7 +103,7 @@ def test_a_wanted_pixel_size_gives_the_scale(mpp, wanted):
     ("wish", "told"),
     [
         ({}, "either --scale"),
-        ({"scale": 2.0, "mpp": 0.25}, "either --scale"),
+        ({"scale": 2.0, "mpp": 0.25}, "both say how large"),
         ({"scale": 0.5}, "not made smaller"),
         ({"scale": 17.0}, r"1\.\.16; more was never looked at"),
         ({"scale": float("nan")}, r"1\.\.16"),
@@ -476,7 +476,7 @@ def test_an_untrained_model_draws_as_bicubic_interpolation(tmp_path, run):
     ("words", "code", "told"),
     [
         (["--scale", "0.5"], 2, "not made smaller"),
-        (["--scale", "2", "--mpp", "0.2"], 2, "either --scale"),
+        (["--scale", "2", "--mpp", "0.2"], 2, "both say how large"),
         ([], 2, "either --scale"),
         (["--scale", "2", "--tile", "4"], 2, "--tile 4 must lie in 16..512"),
         (["--scale", "2", "--overlap", "40"], 2, "--overlap 40 must lie in 4..31"),
@@ -528,3 +528,10 @@ def test_a_stopped_slide_is_taken_up_again_by_the_same_command_only(tmp_path, fo
         upscale_slide(source, tmp_path / "out.tif", scale=2.5)
     upscale_slide(source, tmp_path / "out.tif", scale=2.0)
     assert functools.reduce(lambda a, b: a * b, level_pixels(tmp_path / "out.tif").shape) == 600 * 120 * 3
+
+
+def test_two_ways_to_say_how_large_are_one_too_many():
+    with pytest.raises(ValueError, match=r"--scale 4 and --mpp 0\.25 both say how large; give one of them"):
+        Enlargement(scale=4.0, mpp=0.25)
+    with pytest.raises(ValueError, match="say how large with either"):
+        Enlargement()

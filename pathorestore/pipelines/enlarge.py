@@ -211,7 +211,9 @@ class Enlargement:
     source_mpp: float | None = None
 
     def __post_init__(self) -> None:
-        if (self.scale is None) == (self.mpp is None):
+        if self.scale is not None and self.mpp is not None:
+            raise ValueError(f"--scale {self.scale:g} and --mpp {self.mpp:g} both say how large; give one of them")
+        if self.scale is None and self.mpp is None:
             raise ValueError("say how large with either --scale, such as 2.7, or --mpp, the wanted um per pixel, such as 0.25")
         if self.scale is not None and not 1 <= self.scale <= LARGEST_SCALE:
             why = "images are not made smaller here" if self.scale < 1 else "more was never looked at"
