@@ -1,4 +1,4 @@
-"""The optional package that holds the parts of latent diffusion, imported where it is first used."""
+"""The optional packages that hold the parts of latent diffusion and of CLIP, imported where they are first used."""
 
 from importlib import import_module
 from typing import Any
@@ -13,3 +13,12 @@ def load_diffusers() -> Any:
         return import_module("diffusers")
     except ImportError as error:
         raise ImportError('latent diffusion needs diffusers; pip install "pathorestore[diffusion]"') from error
+
+
+def load_transformers(needs: str) -> Any:
+    """The package transformers. Raises ImportError with `needs`, which says what wants it and what to install, where it is missing."""
+    ensure_torchvision()  # transformers imports it where it is installed
+    try:
+        return import_module("transformers")
+    except ImportError as error:
+        raise ImportError(needs) from error

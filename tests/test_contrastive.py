@@ -11,11 +11,12 @@ from hypothesis import strategies as st
 from pathorestore.data.batches import PairBatch, SharpBatch
 from pathorestore.degradations.blind import degrade_blind, summary
 from pathorestore.degradations.composed import FAULTS, Composed, Theta
+from pathorestore.degradations.stain import SYNTHETIC_STAINS, synthetic_stain
 from pathorestore.functional.noise import stream
-from pathorestore.losses import info_nce, supervised_contrast
+from pathorestore.losses import domain_lean, info_nce, supervised_contrast
 from pathorestore.models.contrastive import ContrastiveEncoder, ContrastiveEncoderConfig
 from pathorestore.models.encoders import PathologyEncoder
-from pathorestore.training import ContrastiveStage
+from pathorestore.training import ContrastiveStage, contrastive_stage
 from pathorestore.training.contrastive_stage import Contrast
 from pathorestore.training.export import describe
 
@@ -65,6 +66,32 @@ def test_supervised_contrast_is_equation_two_of_its_paper():
     assert supervised_contrast(vector[order], label[order], temperature=0.3).item() == pytest.approx(loss.item(), abs=1e-12)
     with pytest.raises(ValueError, match="no two of the 3 vectors"):
         supervised_contrast(vector[:3], torch.arange(3), temperature=0.3)
+
+
+def test_lean_is_half_the_squared_distance_of_means_without_bias():
+    mean = torch.tensor([[0.0, 0.0], [3.0, 0.0], [0.0, 4.0]], dtype=torch.float64)
+    distances = [9.0, 16.0, 25.0]
+    exact = domain_lean(mean.repeat(2, 1), torch.arange(3).repeat(2), torch.arange(6))
+    # sampled vectors have one mean, and a spread that adds nothing on average
+    found = [
+        domain_lean(mean[label] + torch.randn(24, 2, generator=stream(seed)).double(), label, torch.arange(24)).item()
+        for seed in range(300)
+        for label in [torch.arange(24) % 3]
+    ]
+    assert exact.item() == pytest.approx(sum(distances) / 3 / 2)
+    assert sum(found) / len(found) == pytest.approx(exact.item(), rel=0.03)
+
+
+def test_lean_sees_no_pairs_of_a_group_and_none_where_there_is_one_domain():
+    vector, domain = unit(6, 4), torch.tensor([0, 0, 0, 1, 1, 1])
+    moved = torch.cat([vector, 5 * vector[:1]])
+    with_twin = domain_lean(moved, torch.cat([domain, domain[:1]]), torch.tensor([0, 1, 2, 3, 4, 5, 0]))
+    likeness = moved @ moved.T
+    own = (2 * (likeness[0, 1] + likeness[0, 2] + likeness[1, 2] + likeness[6, 1] + likeness[6, 2])) / 10
+    theirs = (likeness[3, 4] + likeness[3, 5] + likeness[4, 5]) / 3
+    across = torch.stack([likeness[i, j] for i in (0, 1, 2, 6) for j in (3, 4, 5)]).mean()
+    assert with_twin.item() == pytest.approx(((own + theirs) / 2 - across).item())
+    assert domain_lean(vector, torch.zeros(6, dtype=torch.long), torch.arange(6)).item() == 0
 
 
 @pytest.mark.parametrize("fault", FAULTS)
@@ -132,14 +159,23 @@ def test_every_patch_meets_every_degradation_with_noise_of_its_own():
     assert (grain[0] * grain[2]).mean().abs() < 0.1 * grain[0].var()
 
 
+def test_views_are_the_same_under_half_precision():
+    stage = made()
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        views = stage.views(batch())
+    assert views.image.dtype == torch.float32
+    assert torch.equal(views.image, stage.views(batch()).image)
+
+
 def test_stain_pairs_are_seen_in_turns():
     stage = ContrastiveStage(
         made().contrastive, recipe=Composed(identity_probability=1.0), contrast=Contrast(view_px=40, faults=3, alone=1)
     )
-    stage._view = lambda image, generator: image
+    stage._view = lambda image, generator: (image, 2)
     first, second = torch.zeros(2, 3, 40, 40), torch.ones(2, 3, 40, 40)
     views = stage.views(PairBatch(first, second, torch.zeros(2), torch.zeros(2), torch.tensor([1, 2])))
     assert views.image.mean((1, 2, 3)).tolist() == [0, 1] * 4
+    assert views.stain.tolist() == [4, 5] * 4
 
 
 def test_a_crop_smaller_than_a_view_is_refused():
@@ -147,14 +183,29 @@ def test_a_crop_smaller_than_a_view_is_refused():
         made().views(batch(size=24))
 
 
-def test_the_loss_is_both_contrasts_and_the_regression():
-    stage = made(degradation_weight=0.5, theta_weight=2.0).eval()
+def test_views_tell_their_synthetic_stain(monkeypatch):
+    monkeypatch.setattr(contrastive_stage, "hed_jitter", lambda view, **_: view)
+    monkeypatch.setattr(contrastive_stage, "_GREY_SHARE", 0.0)
+    stage = made(faults=2, alone=8)
+    stage.recipe, stage.stain = Composed(identity_probability=1.0), lambda view, generator: view
+    given = batch(size=32)
+    views = stage.views(given)
+    # turned and mirrored, but of one mean
+    stains = [given.sharp, *(synthetic_stain(given.sharp, stain) for stain in SYNTHETIC_STAINS)]
+    mean = torch.stack(stains).mean((3, 4))
+    assert torch.allclose(views.image.mean((2, 3)), mean[views.stain, views.patch], atol=1e-5)
+    assert set(views.stain.tolist()) == {0, 1, 2, 3}
+
+
+def test_the_loss_is_both_contrasts_the_regression_and_the_lean():
+    stage = made(degradation_weight=0.5, theta_weight=2.0, stain_weight=3.0).eval()
     loss = stage.training_step(batch(), 0)
     views = stage.views(batch())
     told = stage.contrastive(views.image)
     expected = supervised_contrast(told.content, views.patch, temperature=0.1)
     expected = expected + 0.5 * supervised_contrast(told.degradation, views.fault, temperature=0.1)
-    assert torch.allclose(loss, expected + 2 * F.smooth_l1_loss(told.theta, views.theta))
+    expected = expected + 2 * F.smooth_l1_loss(told.theta, views.theta)
+    assert torch.allclose(loss, expected + 3 * domain_lean(told.content, views.stain, views.patch))
     loss.backward()
     assert all(parameter.grad is not None for parameter in stage.contrastive.parameters())
 

@@ -13,8 +13,8 @@ from pathorestore._torchvision import ensure_torchvision
 ensure_torchvision()
 pytest.importorskip("diffusers")
 
+from histo_samples import awake_lpfm  # noqa: E402
 from slide_samples import level_pixels, tissue_pixels, write_slide  # noqa: E402
-from test_lpfm import awake  # noqa: E402
 
 from pathorestore import cli  # noqa: E402
 from pathorestore.image import from_uint8, to_uint8  # noqa: E402
@@ -26,7 +26,7 @@ SMALL = ["--tile", 64, "--overlap", 64]
 
 @pytest.fixture(scope="module")
 def model():
-    return awake()
+    return awake_lpfm()
 
 
 @pytest.fixture(scope="module")

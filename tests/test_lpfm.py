@@ -15,6 +15,8 @@ from pathorestore.functional.noise import NoiseField
 ensure_torchvision()
 pytest.importorskip("diffusers")
 
+from histo_samples import awake_lpfm  # noqa: E402
+
 from pathorestore.data.task_prompts import UnknownPrompt  # noqa: E402
 from pathorestore.data.tasks import Task  # noqa: E402
 from pathorestore.models.contrastive import ContrastiveEncoder, ContrastiveEncoderConfig  # noqa: E402
@@ -27,20 +29,9 @@ from pathorestore.pipelines.lpfm import LPFM, LPFMConfig  # noqa: E402
 DENOISE, DEBLUR = "denoise the H&E image", "deblur the H&E image"
 
 
-def awake(config=None):
-    """A nano system in which prompts, FiLM and control have a say."""
-    torch.manual_seed(0)
-    made = LPFM.of(config or LPFMConfig.nano()).eval()
-    generator = torch.Generator().manual_seed(1)
-    for parameter in made.parameters():
-        if not parameter.any():
-            nn.init.normal_(parameter, std=0.1, generator=generator)
-    return made
-
-
 @pytest.fixture(scope="module")
 def model():
-    return awake()
+    return awake_lpfm()
 
 
 @pytest.fixture
@@ -156,7 +147,7 @@ def test_presets_fit_together(size):
 
 
 def test_a_hint_shows_the_given_image_to_the_branch(image):
-    model = awake(replace(LPFMConfig.nano(), hint=True))
+    model = awake_lpfm(replace(LPFMConfig.nano(), hint=True))
     working = model.working(model.asked(DENOISE))
     sampler = working.sampler
     assert sampler.sees_given
@@ -206,6 +197,22 @@ def test_a_saved_system_comes_back_and_asks_for_a_text_encoder_that_was_not_save
     with pytest.raises(ValueError, match="there is no text encoder"):
         LPFM.from_pretrained(tmp_path / "b")
     assert torch.equal(LPFM.from_pretrained(tmp_path / "b", text=Foreign())(image, DENOISE), model(image, DENOISE))
+
+
+def test_a_system_at_work_under_a_prompt_is_not_saved_as_another(model, tmp_path):
+    with pytest.raises(ValueError, match="save the system that it belongs to"):
+        model.working(model.asked(DENOISE)).save_pretrained(tmp_path / "x")
+    assert not (tmp_path / "x").exists()
+
+
+def test_guidance_goes_away_from_the_empty_prompt(model, image):
+    guided = model.with_settings(replace(model.settings, guidance_scale=2.0))
+    impression = model.impression(image)
+    against = guided.working(model.asked(DENOISE), impression).sampler.against
+    with torch.no_grad():
+        empty = model.fusion(model.text([""]), impression)
+    assert torch.equal(against.context, empty.context)
+    assert torch.equal(against.vector, empty.vector)
 
 
 def test_settings_are_taken_over(model):

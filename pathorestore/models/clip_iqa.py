@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor, nn
 
-from pathorestore._torchvision import ensure_torchvision
+from pathorestore._diffusers import load_transformers
 from pathorestore.hub import Pretrained, WeightsError, locate, weights_sha256
 from pathorestore.metrics.availability import Availability
 from pathorestore.models.encoders import CLIP
@@ -144,7 +144,7 @@ class SmallClip(nn.Module, Pretrained):
             "patch_size": config.patch_px,
             "projection_dim": config.dim,
         }
-        transformers = _transformers()
+        transformers = load_transformers(_NEEDS)
         sizes = transformers.CLIPConfig(text_config=text, vision_config=vision, projection_dim=config.dim)
         self.model = transformers.CLIPModel(sizes)
 
@@ -163,7 +163,7 @@ class FolderClip(nn.Module):
         super().__init__()
         self.folder = Path(folder)
         self.clip_sha256 = weights_sha256(self.folder)
-        transformers = _transformers()
+        transformers = load_transformers(_NEEDS)
         try:
             self.model = transformers.CLIPModel.from_pretrained(self.folder, local_files_only=True, use_safetensors=True)
         except (OSError, ValueError, KeyError, RuntimeError) as error:
@@ -175,7 +175,7 @@ class FolderClip(nn.Module):
         if not any((self.folder / name).is_file() for name in ("tokenizer.json", "vocab.json")):
             # transformers would make an empty one
             raise WeightsError(f"{self.folder} holds no tokenizer; save CLIP's own beside its weights")
-        tokenizer = _transformers().AutoTokenizer.from_pretrained(self.folder, local_files_only=True)
+        tokenizer = load_transformers(_NEEDS).AutoTokenizer.from_pretrained(self.folder, local_files_only=True)
         rows = [tokenizer(text)["input_ids"] for text in PAIR]
         known = self.model.config.text_config.vocab_size
         if max(map(max, rows)) >= known or min(map(len, rows)) < 3:
@@ -291,15 +291,6 @@ def load_clip_iqa(
         raise ValueError(f"kind must be 'box' or 'gauss', got {kind!r}")
     home = Path(folder) if folder is not None else Path(__file__).parent.parent / "weights" / "clip-iqa-tiny" / kind
     return ClipIqa.from_pretrained(home, clip_folder=clip_folder)
-
-
-def _transformers() -> Any:
-    ensure_torchvision()  # transformers imports it where it is installed
-    try:
-        import transformers
-    except ImportError as error:
-        raise ImportError(_NEEDS) from error
-    return transformers
 
 
 def _pooled(features: Any) -> Tensor:

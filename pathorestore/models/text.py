@@ -3,17 +3,17 @@
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass
-from importlib import import_module
 from pathlib import Path
-from typing import Any, NamedTuple, Protocol, Self, runtime_checkable
+from typing import NamedTuple, Protocol, Self, runtime_checkable
 
 import torch
 from torch import Tensor, nn
 
-from pathorestore._torchvision import ensure_torchvision
+from pathorestore._diffusers import load_transformers
 from pathorestore.hub import Pretrained, WeightsError
 
 _PAD, _START, _END = 256, 257, 258
+_NEEDS = 'prompts need transformers; pip install "pathorestore[diffusion]"'
 
 
 class Text(NamedTuple):
@@ -101,7 +101,7 @@ class ClipTextEncoder(nn.Module):
 
     def __init__(self, folder: str | os.PathLike[str]):
         super().__init__()
-        root, transformers = Path(folder), _transformers()
+        root, transformers = Path(folder), load_transformers(_NEEDS)
         tower, words = ((root / name if (root / name).is_dir() else root) for name in ("text_encoder", "tokenizer"))
         if not any((words / name).is_file() for name in ("tokenizer.json", "vocab.json")):
             raise WeightsError(f"{root} holds no tokenizer; expected CLIP's own beside its weights, or a folder of Stable Diffusion")
@@ -109,7 +109,9 @@ class ClipTextEncoder(nn.Module):
             self.model = transformers.CLIPTextModel.from_pretrained(tower, local_files_only=True, use_safetensors=True)
             self._tokenizer = transformers.AutoTokenizer.from_pretrained(words, local_files_only=True)
         except (OSError, ValueError, KeyError, RuntimeError) as error:
-            raise WeightsError(f"{root} holds no CLIP text tower that transformers can read ({str(error).splitlines()[0]})") from error
+            raise WeightsError(
+                f"{root} holds no CLIP text tower that transformers can read ({' '.join(str(error).split())[:200]})"
+            ) from error
         self.dim = int(self.model.config.hidden_size)
         self.model.eval().requires_grad_(False)
 
@@ -119,11 +121,3 @@ class ClipTextEncoder(nn.Module):
         rows = self._tokenizer(list(prompts), padding="max_length", max_length=longest, truncation=True, return_tensors="pt")
         found = self.model(input_ids=rows["input_ids"].to(self.model.device))
         return Text(found.last_hidden_state, found.pooler_output)
-
-
-def _transformers() -> Any:
-    ensure_torchvision()
-    try:
-        return import_module("transformers")
-    except ImportError as error:
-        raise ImportError('prompts need transformers; pip install "pathorestore[diffusion]"') from error

@@ -188,7 +188,12 @@ class HistoDiffusion(nn.Module):
         return _clamped(self._coarse(part))
 
     def save_pretrained(self, folder: str | os.PathLike[str], *, card: ModelCard | None = None, dtype: torch.dtype | None = None) -> None:
-        """Write one sub-folder per part, and the settings. dtype: storage type of the weights, such as torch.float16."""
+        """Write one sub-folder per part, and the settings. dtype: storage type of the weights, such as torch.float16.
+
+        Raises ValueError for a coarse stage that is not its own, as under a prompt.
+        """
+        if not isinstance(self.restoration, SwinIR | nn.Identity):
+            raise ValueError(f"a {type(self.restoration).__name__} is no part of a {_SYSTEM}; save the system that it belongs to")
         denoiser = self.sampler.denoiser
         parts: dict[str, Pretrained] = {"autoencoder": self.sampler.autoencoder, "unet": denoiser.unet, "control": denoiser.control}
         if isinstance(self.restoration, SwinIR):

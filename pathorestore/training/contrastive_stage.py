@@ -18,7 +18,7 @@ from pathorestore.degradations.stain import SYNTHETIC_STAINS, RandStainNA, hed_j
 from pathorestore.functional.color import luminance
 from pathorestore.functional.noise import stream
 from pathorestore.hub import Pretrained
-from pathorestore.losses import info_nce, supervised_contrast
+from pathorestore.losses import domain_lean, info_nce, supervised_contrast
 from pathorestore.models.contrastive import ContrastiveEncoder, Impression
 from pathorestore.training.schedules import Schedule
 from pathorestore.training.stage import Batch, Stage, frozen
@@ -31,21 +31,26 @@ _UNTOUCHED = -1
 
 
 class Views(NamedTuple):
-    """Views of patches, those of one behind each other: n images 3 s s, theta n 5; of which patch and degradation each is, n."""
+    """Views of patches, those of one behind each other: n images 3 s s, theta n 5; which patch, degradation and stain each has, n."""
 
     image: Tensor
     theta: Tensor
     patch: Tensor
     fault: Tensor
+    stain: Tensor
+
+    def to(self, device: torch.device) -> "Views":
+        """The same there."""
+        return Views(*(value.to(device) for value in self))
 
 
 @dataclass(frozen=True, kw_only=True)
 class Contrast:
     """What is contrasted with what. faults: degradations that all patches of a batch meet; alone: further ones, of each patch its own.
 
-    view_px: side of a view. temperature: of both contrasts. degradation_weight, theta_weight: of these losses. queue: content keys of
-    earlier batches as further negatives, found by a moving average of the encoder with `momentum` (He et al., MoCo, CVPR 2020); 0 contrasts
-    within the batch.
+    view_px: side of a view. temperature: of both contrasts. degradation_weight, theta_weight, stain_weight: of these losses. queue: content
+    keys of earlier batches as further negatives, found by a moving average of the encoder with `momentum` (He et al., MoCo, CVPR 2020); 0
+    contrasts within the batch.
     """
 
     faults: int = 3
@@ -54,11 +59,12 @@ class Contrast:
     temperature: float = 0.1
     degradation_weight: float = 1.0
     theta_weight: float = 0.1
+    stain_weight: float = 0.0
     queue: int = 0
     momentum: float = 0.999
 
     def __post_init__(self) -> None:
-        weights = (self.degradation_weight, self.theta_weight)
+        weights = (self.degradation_weight, self.theta_weight, self.stain_weight)
         if (
             self.faults < 2
             or self.alone < 0
@@ -78,15 +84,15 @@ class ContrastiveStage(Stage):
     """Patches times degradations: a batch in which each patch is seen in each degradation, every time in another stain, window and turn.
 
     And in some that no other patch meets, so that there are more to learn parameters from. The content head learns that views of a patch
-    belong together, the degradation head that views of a degradation do; a third regresses its parameters (smooth L1). Of pairs, degraded
-    and clean are taken for two stains of one tissue, seen in turns. Stain is varied before the degradation, as in life, so that noise keeps
-    its level.
+    belong together, the degradation head that views of a degradation do; a third regresses its parameters (smooth L1). Contents of one
+    stain must not lie apart from those of another, see `domain_lean`. Of pairs, degraded and clean are taken for two stains of one tissue,
+    seen in turns. Stain is varied before the degradation, as in life, so that noise keeps its level.
 
     recipe: of the degradations; `Composed.any()` unless given. Under several processes each contrasts its own views.
     """
 
     trained = ("contrastive",)
-    figures = ("retrieval", "same_fault", "theta_mae")
+    figures = ("retrieval", "same_fault", "theta_mae", "stain_lean")
 
     def __init__(
         self,
@@ -110,14 +116,17 @@ class ContrastiveStage(Stage):
         return {"contrastive": self.contrastive}
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
-        """Both contrasts and the regression."""
+        """Both contrasts, the regression and the lean to stains."""
         views = self.views(batch)
         told: Impression = self.contrastive(views.image)
         content = self._content_loss(told.content, views)
         degradation = supervised_contrast(told.degradation, views.fault, temperature=self.contrast.temperature)
         theta = F.smooth_l1_loss(told.theta, views.theta)
-        self.log_dict({"train_content": content, "train_degradation": degradation, "train_theta": theta}, prog_bar=True)
-        return content + self.contrast.degradation_weight * degradation + self.contrast.theta_weight * theta
+        lean = domain_lean(told.content, views.stain, views.patch)
+        terms = {"train_content": content, "train_degradation": degradation, "train_theta": theta, "train_lean": lean}
+        self.log_dict(terms, prog_bar=True)
+        weights = self.contrast
+        return content + weights.degradation_weight * degradation + weights.theta_weight * theta + weights.stain_weight * lean
 
     def on_train_batch_end(self, *args: object) -> None:
         """The encoder of the keys follows."""
@@ -128,13 +137,14 @@ class ContrastiveStage(Stage):
                     own.lerp_(learnt, 1 - self.contrast.momentum)
 
     def evaluate(self, batch: Batch) -> None:
-        """Is the nearest content, of all other views, of the same patch, and the nearest degradation the same; error of theta."""
+        """Is the nearest content, of all other views, of the same patch, and the nearest degradation the same; error of theta; lean."""
         views = self.views(batch)
         told: Impression = self.contrastive(views.image)
         shared = views.fault < self.contrast.faults
         self.score("retrieval", _nearest(told.content, views.patch), progress_bar=True)
         self.score("same_fault", _nearest(told.degradation[shared], views.fault[shared]), progress_bar=True)
         self.score("theta_mae", (told.theta - views.theta).abs().mean(dim=1), progress_bar=True)
+        self.score("stain_lean", domain_lean(told.content, views.stain, views.patch)[None])
 
     def pictures(self, batch: Batch) -> dict[str, Tensor]:
         """The views of each patch."""
@@ -146,29 +156,34 @@ class ContrastiveStage(Stage):
         """Of a patch."""
         return self.contrast.faults + self.contrast.alone
 
-    @torch.no_grad()
     def views(self, batch: Batch) -> Views:
         """Each patch in each degradation."""
+        with torch.no_grad(), torch.autocast("cpu", enabled=False):  # degradations work there, in single precision
+            return self._views(batch)
+
+    def _views(self, batch: Batch) -> Views:
         sources = (batch.degraded, batch.clean) if isinstance(batch, PairBatch) else (sharp_middle(batch),)
         size = (self.contrast.view_px, self.contrast.view_px)
         # one draw for all patches of the batch; what the stages draw themselves, such as noise, is each view's own
         shared = [self.recipe.plan(size, stream(self.simulation.seed, _FAULTS, int(batch.key[0]), n)) for n in range(self.contrast.faults)]
-        images, plans, faults = [], [], []
+        images, plans, faults, stains = [], [], [], []
         for index, generator in enumerate(self.streams(batch.key, salt=_VIEWS)):
             own = [self.recipe.plan(size, generator) for _ in range(self.contrast.alone)]
             for number, stages in enumerate([*shared, *own]):
-                source = sources[number % len(sources)][index : index + 1]
-                images.append(applied(stages, self._view(source.float().cpu(), generator), generator=generator))
+                turn = number % len(sources)
+                view, stain = self._view(sources[turn][index : index + 1].float().cpu(), generator)
+                images.append(applied(stages, view, generator=generator))
                 plans.append(stages)
+                stains.append(stain * len(sources) + turn)
                 # what is untouched is alike, whoever drew it
                 faults.append(_UNTOUCHED if not stages else number if number < len(shared) else len(plans) + len(shared))
         theta = Theta.of([summary(stages, size) for stages in plans]).normalised()
         device = sources[0].device
         patch = torch.arange(len(batch.key)).repeat_interleave(self._views_each)
-        return Views(torch.cat(images).to(device), theta.to(device), patch.to(device), torch.tensor(faults).to(device))
+        return Views(torch.cat(images), theta, patch, torch.tensor(faults), torch.tensor(stains)).to(device)
 
-    def _view(self, image: Tensor, generator: torch.Generator) -> Tensor:
-        """A window of 1 3 h w, turned or mirrored, in another stain: synthetic or as it was, its colours varied, or grey."""
+    def _view(self, image: Tensor, generator: torch.Generator) -> tuple[Tensor, int]:
+        """A window of 1 3 h w, turned or mirrored, its colours varied, or grey; as stained, 0, or in a synthetic stain, its number."""
         slack = [side - self.contrast.view_px for side in image.shape[-2:]]
         if min(slack) < 0:
             got = tuple(image.shape[-2:])
@@ -177,10 +192,12 @@ class ContrastiveStage(Stage):
         view = image[..., top : top + self.contrast.view_px, left : left + self.contrast.view_px]
         view = torch.rot90(view, int(torch.randint(4, (), generator=generator)), dims=(2, 3))
         view = view.flip(-1) if torch.rand((), generator=generator) < 0.5 else view
+        stain = 0
         if torch.rand((), generator=generator) < _RESTAINED_SHARE:
-            view = synthetic_stain(view, SYNTHETIC_STAINS[int(torch.randint(len(SYNTHETIC_STAINS), (), generator=generator))])
+            stain = 1 + int(torch.randint(len(SYNTHETIC_STAINS), (), generator=generator))
+            view = synthetic_stain(view, SYNTHETIC_STAINS[stain - 1])
         view = hed_jitter(self.stain(view, generator=generator), sigma=_HED_SIGMA, generator=generator)
-        return luminance(view).expand_as(view) if torch.rand((), generator=generator) < _GREY_SHARE else view
+        return luminance(view).expand_as(view) if torch.rand((), generator=generator) < _GREY_SHARE else view, stain
 
     def _content_loss(self, content: Tensor, views: Views) -> Tensor:
         if self.keys is None:

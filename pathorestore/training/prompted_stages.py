@@ -92,7 +92,8 @@ class Curriculum:
         made: list[Example] = []
         for index, (task, own) in enumerate(zip(tasks, streams, strict=True)):
             assert task.example is not None
-            made.append(task.example(sharp[index : index + 1], own))
+            with torch.autocast("cpu", enabled=False):  # examples are made there, in single precision
+                made.append(task.example(sharp[index : index + 1], own))
         return made
 
 
