@@ -72,9 +72,9 @@ def domain_lean(embedded: Tensor, domain: Tensor, group: Tensor) -> Tensor:
     """How much nearer vectors b d of one domain lie to each other than to those of other domains: a scalar, 0 where all have one mean.
 
     domain: b, numbers from 0; group: b; vectors of one group are what should be alike, so their pairs do not count. Where means are equal
-    no linear classifier tells the domains apart better than chance (Belrose et al., LEACE, NeurIPS 2023, theorem 3.1). It is half the squared
-    distance of two domains' means, without bias, on average over pairs of domains (Gretton et al., A kernel two-sample test, JMLR 2012,
-    eq. 3, linear kernel). 0 where pairs of either kind are missing.
+    no linear classifier tells the domains apart better than chance (Belrose et al., LEACE, NeurIPS 2023, theorem 3.1). It is half the
+    squared distance of two domains' means, without bias, on average over pairs of domains (Gretton et al., A kernel two-sample test, JMLR
+    2012, eq. 3, linear kernel). 0 where pairs of either kind are missing.
     """
     member = F.one_hot(domain).to(embedded)
     counts = (group[:, None] != group).to(embedded)
