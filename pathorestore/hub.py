@@ -4,7 +4,6 @@ A leaf network mixes in `Pretrained`. A system of several networks is a folder w
 so that a folder that was only half written does not load.
 """
 
-import hashlib
 import json
 import os
 import re
@@ -19,6 +18,16 @@ from torch import Tensor, nn
 from pathorestore.atomic import write_atomic
 from pathorestore.hub_card import ModelCard, render
 from pathorestore.hub_codec import ConfigError, decode, encode
+from pathorestore.hub_weights import (
+    EMBEDDED_WEIGHTS,
+    SYSTEM_FILE,
+    WEIGHTS_FILE,
+    WeightsError,
+    embedded_names,
+    load_weights,
+    save_weights,
+    weights_sha256,
+)
 
 __all__ = [
     "EMBEDDED_WEIGHTS",
@@ -43,14 +52,9 @@ __all__ = [
 T = TypeVar("T")
 
 FORMAT_VERSION = 1
-_CONFIG, _WEIGHTS, _CARD, _SYSTEM = "config.json", "model.safetensors", "README.md", "system.json"
-_HUB_FILES = [_CONFIG, _WEIGHTS, _CARD, _SYSTEM, "risk.json", f"*/{_CONFIG}", f"*/{_WEIGHTS}"]
-EMBEDDED_WEIGHTS = Path(__file__).resolve().parent / "weights"
+_CONFIG, _CARD = "config.json", "README.md"
+_HUB_FILES = [_CONFIG, WEIGHTS_FILE, _CARD, SYSTEM_FILE, "risk.json", f"*/{_CONFIG}", f"*/{WEIGHTS_FILE}"]
 _MOVING_REVISIONS = ("main", "master", "HEAD")
-
-
-class WeightsError(ValueError):
-    """A weights file or folder that cannot be used; the message names the file, what it holds and what to do."""
 
 
 class Pretrained:
@@ -80,7 +84,7 @@ class Pretrained:
         config = decode(_config_class(cls), _read_leaf_config(folder, cls), where=f"{folder / _CONFIG}: config")
         with torch.random.fork_rng(devices=[]):  # the initial values drawn here are overwritten below
             module = cls(config)  # type: ignore[call-arg]
-        load_strictly(_as_module(module), load_weights(folder / _WEIGHTS), source=str(folder / _WEIGHTS))
+        load_strictly(_as_module(module), load_weights(folder / WEIGHTS_FILE), source=str(folder / WEIGHTS_FILE))
         _as_module(module).eval()
         return module
 
@@ -110,22 +114,26 @@ def save_parts(
     settings: object | None = None,
     card: ModelCard | None = None,
     dtype: torch.dtype | None = None,
+    beside: str | None = None,
 ) -> None:
     """Write a system: each part to the sub-folder of its name, one model card, and system.json last.
 
     system: the class that composes the parts. settings: a frozen dataclass of what is no part's own, such as a diffusion process; see
-    `load_settings`. Raises WeightsError where the folder holds weights that are no part of this system.
+    `load_settings`. beside: an embedded system, by its name; what parts of both have in common, bit by bit, is not stored again.
+    Raises WeightsError where the folder holds weights that are no part of this system, and where `beside` names nothing embedded.
     """
     target = Path(folder)
-    stale = sorted(path.parent.name for path in target.glob(f"*/{_WEIGHTS}") if path.parent.name not in parts)
+    if beside is not None and beside not in embedded_names():
+        raise WeightsError(f"beside={beside!r} is not embedded; expected one of {', '.join(embedded_names())}")
+    stale = sorted(path.parent.name for path in target.glob(f"*/{WEIGHTS_FILE}") if path.parent.name not in parts)
     if stale:
         raise WeightsError(f"{target} holds weights that are no part of this {system}: {', '.join(stale)}; remove them or save elsewhere")
     for name, part in parts.items():
-        _write_leaf(part, target / name, dtype=dtype)
+        _write_leaf(part, target / name, dtype=dtype, beside=beside and f"{beside}/{name}")
     _write_text(target / _CARD, render(card or ModelCard(title=system), parts=_count(parts)))
     table = {name: type(part).__name__ for name, part in parts.items()}
     content = {"format_version": FORMAT_VERSION, "system": system, "settings": encode(settings, where="settings"), "parts": table}
-    _write_json(target / _SYSTEM, content)
+    _write_json(target / SYSTEM_FILE, content)
 
 
 def load_parts(
@@ -138,14 +146,14 @@ def load_parts(
     folder = locate(folder_or_repo_id, revision=revision)
     stored = _read_system(folder, system)
     if not isinstance(stored["parts"], dict) or set(stored["parts"]) - set(classes):
-        raise ConfigError(f"{folder / _SYSTEM} lists the parts {stored['parts']}; a {system} knows {', '.join(classes)}")
+        raise ConfigError(f"{folder / SYSTEM_FILE} lists the parts {stored['parts']}; a {system} knows {', '.join(classes)}")
     return {name: classes[name].from_pretrained(folder / name) for name in stored["parts"]}
 
 
 def load_settings(folder_or_repo_id: str | os.PathLike[str], cls: type[T], *, system: str, revision: str | None = None) -> T:
     """The dataclass `cls` that `save_parts` stored as `settings`. Raises ConfigError where it does not fit exactly."""
     folder = locate(folder_or_repo_id, revision=revision)
-    return decode(cls, _read_system(folder, system)["settings"], where=f"{folder / _SYSTEM}: settings")
+    return decode(cls, _read_system(folder, system)["settings"], where=f"{folder / SYSTEM_FILE}: settings")
 
 
 def locate(folder_or_repo_id: str | os.PathLike[str], *, revision: str | None = None) -> Path:
@@ -176,11 +184,6 @@ def locate(folder_or_repo_id: str | os.PathLike[str], *, revision: str | None = 
     return Path(snapshot_download(name, revision=revision, allow_patterns=_HUB_FILES))
 
 
-def embedded_names() -> list[str]:
-    """The systems that ship with the package."""
-    return sorted(path.parent.name for path in EMBEDDED_WEIGHTS.glob(f"*/{_SYSTEM}"))
-
-
 def model_name(folder_or_repo_id: str | os.PathLike[str]) -> str:
     """How weights are called in records: a folder by its name, which knows no path of this machine, a repository as it is."""
     given = Path(folder_or_repo_id)
@@ -200,41 +203,6 @@ def upload(folder: str | os.PathLike[str], repo_id: str, *, token: str | None = 
     api.create_repo(repo_id, private=private, exist_ok=True)
     message = "Upload with pathorestore"
     return str(api.upload_folder(repo_id=repo_id, folder_path=str(folder), allow_patterns=_HUB_FILES, commit_message=message).oid)
-
-
-def weights_sha256(folder: str | os.PathLike[str]) -> str:
-    """One hexadecimal hash over the names and bytes of all safetensors files of a folder tree, in name order.
-
-    Raises WeightsError if there are none.
-    """
-    root = Path(folder)
-    paths = sorted(root.rglob("*.safetensors"), key=lambda path: path.relative_to(root).as_posix())
-    if not paths:
-        raise WeightsError(f"{root} holds no safetensors file; expected a folder written by save_pretrained")
-    total = hashlib.sha256()
-    for path in paths:
-        with path.open("rb") as file:
-            digest = hashlib.file_digest(file, "sha256").hexdigest()
-        total.update(f"{path.relative_to(root).as_posix()}\0{digest}\n".encode())
-    return total.hexdigest()
-
-
-def load_weights(path: str | os.PathLike[str]) -> dict[str, Tensor]:
-    """The tensors of a safetensors file. Raises WeightsError, unpickling nothing, for a file that is missing, foreign or damaged."""
-    from safetensors import SafetensorError
-    from safetensors.torch import load_file
-
-    file = Path(path)
-    if not file.is_file():
-        raise WeightsError(f"{file} is missing; expected the weights that save_pretrained writes beside {_CONFIG}")
-    with file.open("rb") as stream:
-        head = stream.read(9)
-    if head[8:] != b"{":  # 8 bytes of header length, then a JSON object
-        raise WeightsError(f"{file} is not a safetensors file ({_foreign_kind(head)}); refuse to unpickle: write it with save_pretrained")
-    try:
-        return load_file(file)
-    except SafetensorError as error:
-        raise WeightsError(f"{file} is truncated or damaged ({error}); expected a whole safetensors file: fetch it again") from error
 
 
 def load_strictly(module: nn.Module, state: Mapping[str, Tensor], *, source: str, fresh: tuple[str, ...] = ()) -> None:
@@ -265,13 +233,11 @@ def check_fit(module: nn.Module, state: Mapping[str, Tensor], *, source: str, fr
         raise WeightsError(f"{source} holds NaN or infinite values in {_some(broken)}; expected finite weights")
 
 
-def _write_leaf(part: Pretrained, folder: Path, *, dtype: torch.dtype | None) -> None:
-    from safetensors.torch import save
-
+def _write_leaf(part: Pretrained, folder: Path, *, dtype: torch.dtype | None, beside: str | None = None) -> None:
     config = encode(part.config)  # before anything is written
     # clones, because safetensors refuses tensors that share memory
     state = {name: _stored(name, tensor, dtype=dtype) for name, tensor in _as_module(part).state_dict().items()}
-    write_atomic(folder / _WEIGHTS, save(state, metadata={"format": "pt"}))
+    save_weights(folder / WEIGHTS_FILE, state, beside=beside)
     _write_json(folder / _CONFIG, {"format_version": FORMAT_VERSION, "class": type(part).__name__, "config": config})
 
 
@@ -294,11 +260,11 @@ def _read_leaf_config(folder: Path, cls: type[Pretrained]) -> object:
 
 
 def _read_system(folder: Path, system: str | None) -> dict[str, Any]:
-    if not (folder / _SYSTEM).is_file():
-        raise WeightsError(f"{folder} holds no {_SYSTEM}; expected a folder to which a {system or 'system'} was saved, to the end")
-    stored = _read_json(folder / _SYSTEM, keys=("format_version", "system", "settings", "parts"))
+    if not (folder / SYSTEM_FILE).is_file():
+        raise WeightsError(f"{folder} holds no {SYSTEM_FILE}; expected a folder to which a {system or 'system'} was saved, to the end")
+    stored = _read_json(folder / SYSTEM_FILE, keys=("format_version", "system", "settings", "parts"))
     if system is not None and stored["system"] != system:
-        raise ConfigError(f"{folder / _SYSTEM} describes a {stored['system']}; expected a {system}: load it with {stored['system']}")
+        raise ConfigError(f"{folder / SYSTEM_FILE} describes a {stored['system']}; expected a {system}: load it with {stored['system']}")
     return stored
 
 
@@ -335,17 +301,6 @@ def _as_module(part: object) -> nn.Module:
 
 def _count(parts: Mapping[str, Pretrained]) -> dict[str, int]:
     return {name: sum(parameter.numel() for parameter in _as_module(part).parameters()) for name, part in parts.items()}
-
-
-def _foreign_kind(head: bytes) -> str:
-    if not head:
-        return "it is empty"
-    kinds = {
-        b"PK\x03\x04": "a zip archive, as torch.save writes",
-        b"\x80": "a Python pickle",
-        b"version ": "a Git LFS pointer: run git lfs pull",
-    }
-    return next((kind for magic, kind in kinds.items() if head.startswith(magic)), f"it starts with {head[:8]!r}")
 
 
 def _some(names: list[str], *, at_most: int = 6) -> str:

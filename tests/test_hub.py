@@ -10,6 +10,7 @@ import torch
 import yaml
 from hypothesis import given
 from hypothesis import strategies as st
+from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
@@ -17,6 +18,8 @@ from pathorestore import hub
 from pathorestore.hub import Pretrained, WeightsError, load_parts, load_settings, save_parts, weights_sha256
 from pathorestore.hub_card import ModelCard
 from pathorestore.hub_codec import ConfigError, decode, encode
+from pathorestore.models.iste import TextureDecoder
+from pathorestore.models.swinir import SwinIR
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -421,3 +424,61 @@ def test_a_card_says_what_is_known_and_what_is_not(blur: Blur, tmp_path: Path) -
 def test_a_card_without_title_is_refused() -> None:
     with pytest.raises(ValueError, match="title is empty"):
         ModelCard(title=" ")
+
+
+def of_iste() -> dict[str, Any]:
+    return load_parts("iste-tiny", {"encoder": SwinIR, "decoder": TextureDecoder}, system="ISTE")
+
+
+def size(folder: Path) -> int:
+    return sum(path.stat().st_size for path in folder.rglob("*.safetensors"))
+
+
+def test_what_is_shared_with_embedded_weights_is_stored_once_and_comes_back(tmp_path):
+    parts = of_iste()
+    name, parameter = next(iter(parts["decoder"].named_parameters()))
+    with torch.no_grad():
+        parameter.mul_(-1)
+    save_parts(tmp_path / "whole", parts, system="ISTE", dtype=torch.float16)
+    save_parts(tmp_path / "beside", parts, system="ISTE", dtype=torch.float16, beside="iste-tiny")
+    assert list(load_file(tmp_path / "beside" / "decoder" / "model.safetensors")) == [name]
+    assert load_file(tmp_path / "beside" / "encoder" / "model.safetensors") == {}
+    assert size(tmp_path / "beside") < 0.15 * size(tmp_path / "whole")
+    for part in parts:
+        cls = type(parts[part])
+        one, other = (cls.from_pretrained(tmp_path / kind / part).state_dict() for kind in ("whole", "beside"))
+        assert one.keys() == other.keys()
+        assert all(torch.equal(one[key], other[key]) for key in one)
+    # in another precision nothing is shared
+    save_parts(tmp_path / "single", parts, system="ISTE", beside="iste-tiny")
+    assert size(tmp_path / "single") > 1.9 * size(tmp_path / "whole")
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [{"beside_sha256": "0" * 64}, {"beside": "iste-tiny/../iste-tiny/decoder"}, {"beside": "another/decoder"}, {"beside": "iste-tiny/x"}],
+)
+def test_weights_that_share_with_what_is_not_here_are_refused(tmp_path, changes):
+    save_parts(tmp_path / "beside", of_iste(), system="ISTE", dtype=torch.float16, beside="iste-tiny")
+    file = tmp_path / "beside" / "decoder" / "model.safetensors"
+    with safe_open(file, framework="pt") as opened:
+        told = opened.metadata()
+    save_file({}, file, metadata=told | changes)
+    with pytest.raises(WeightsError, match="another version of pathorestore"):
+        TextureDecoder.from_pretrained(file.parent)
+
+
+def test_tensors_that_were_left_out_of_a_list_are_missed(tmp_path):
+    save_parts(tmp_path / "beside", of_iste(), system="ISTE", dtype=torch.float16, beside="iste-tiny")
+    file = tmp_path / "beside" / "decoder" / "model.safetensors"
+    with safe_open(file, framework="pt") as opened:
+        told = opened.metadata()
+    first, *rest = told["beside_tensors"].split()
+    save_file({}, file, metadata=told | {"beside_tensors": " ".join(rest)})
+    with pytest.raises(WeightsError, match=f"missing: {first}"):
+        TextureDecoder.from_pretrained(file.parent)
+
+
+def test_sharing_needs_an_embedded_system(tmp_path):
+    with pytest.raises(WeightsError, match=r"beside='nothing' is not embedded; expected one of .*iste-tiny"):
+        save_parts(tmp_path / "x", {}, system="ISTE", beside="nothing")

@@ -302,16 +302,16 @@ def test_the_second_stage_predicts_the_noise_in_what_is_wanted(system):
         assert torch.allclose(stage._errors(batch(), asked, t), expected, atol=1e-6)
 
 
-@pytest.mark.parametrize("train_unet", [True, False])
-def test_the_second_stage_trains_what_it_says_alone(system, train_unet):
-    stage = second_stage(system, train_unet=train_unet)
+@pytest.mark.parametrize("learns", ["all", "control"])
+def test_the_second_stage_trains_what_it_says_alone(system, learns):
+    stage = second_stage(system, learns=learns)
     for parameter in system.sampler.denoiser.control.parameters():
         if not parameter.any():
             torch.nn.init.normal_(parameter, std=0.1)
     stage.training_step(batch(), 0).backward()
     denoiser = system.sampler.denoiser
     moved = {"control": denoiser.control, "fusion": system.fusion, "unet": denoiser.unet}
-    assert set(stage.trained) == set(moved) - (set() if train_unet else {"unet"})
+    assert set(stage.trained) == set(moved) - (set() if learns == "all" else {"unet"})
     for name, module in moved.items():
         assert any(parameter.grad is not None for parameter in module.parameters()) == (name in stage.trained)
     for module in (system.text, system.coarse, system.contrastive, system.sampler.autoencoder):
@@ -322,6 +322,25 @@ def test_the_second_stage_trains_what_it_says_alone(system, train_unet):
     assert denoiser.control.training
     told_of = describe(stage)
     assert told_of["parts"].keys() == {"text", "contrastive", "fusion", "coarse", "autoencoder", "unet", "control"}
+
+
+def test_inlets_learn_to_listen_and_the_rest_stays_shared_with_where_it_came_from(system):
+    stage = second_stage(system, learns="inlets")
+    denoiser = system.sampler.denoiser
+    before = {name: value.clone() for name, value in denoiser.state_dict().items()}
+    optimizer = torch.optim.SGD([parameter for parameter in stage.parameters() if parameter.requires_grad], lr=1.0)
+    for _ in range(3):  # behind zero convolutions nothing is felt at first
+        optimizer.zero_grad()
+        stage.training_step(batch(), 0).backward()
+        optimizer.step()
+    moved = {name for name, value in denoiser.state_dict().items() if not torch.equal(value, before[name])}
+    kept = [name for name in before if name not in moved]
+    assert any("unet.model" in name and ".attn2." in name for name in moved)
+    assert any("unet.model.class_embedding" in name for name in moved)
+    assert any("control.model.controlnet_" in name for name in moved)
+    assert all(".attn2." in name or ".class_embedding." in name or "controlnet_" in name for name in moved)
+    assert any(".resnets." in name for name in kept)
+    assert any(".attn1." in name for name in kept)
 
 
 def test_a_system_starts_from_the_parts_of_the_stages_before(system, tmp_path):

@@ -109,8 +109,8 @@ def test_noise_that_stays_is_the_same_in_both_images(sharp):
     for number in range(10):
         example = without("blur", flat, stream(number), present=1.0, others=1.0)
         assert torch.allclose(example.given, example.wanted, atol=1e-6)
-        # strong compression makes weak noise flat
-        assert example.wanted.std() > 0.005 or example.theta.jpeg_quality < 50
+        # compression makes weak noise flat
+        assert example.wanted.std() > 0.005 or example.theta.jpeg_quality < 50 or example.theta.noise_std < 0.02
 
 
 @pytest.mark.parametrize("target", SYNTHETIC_STAINS)

@@ -75,7 +75,7 @@ _STAGES: dict[Fault, type[Stage]] = {"blur": GaussianBlur, "downscale": Resize, 
 _OTHERS: dict[Fault, tuple[str, ...]] = {
     # noise and blocks that were enlarged are no longer those of the sharp image, so fewer pixels come with blur alone
     "downscale": ("blur_probability",),
-    "blur": ("noise_probability", "jpeg_probability"),
+    "blur": ("downscale_probability", "noise_probability", "jpeg_probability"),
     "noise": ("blur_probability", "jpeg_probability"),
     "jpeg": ("blur_probability", "noise_probability"),
 }

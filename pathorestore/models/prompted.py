@@ -3,7 +3,7 @@
 Our definition of what LPFM's abstract leaves open. FiLM: Perez et al., AAAI 2018.
 """
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import NamedTuple, Self
 
 import torch
@@ -113,7 +113,7 @@ class PromptFusion(nn.Module, Pretrained):
 class PromptedSwinIRConfig:
     """Sizes of a `PromptedSwinIR`. vector_dim: of what it is told."""
 
-    swinir: SwinIRConfig = field(default_factory=SwinIRConfig.tiny_restoration)
+    swinir: SwinIRConfig = field(default_factory=lambda: replace(SwinIRConfig.tiny_restoration(), embed=48))
     vector_dim: int = field(default_factory=lambda: FusionConfig().vector_dim)
 
     def __post_init__(self) -> None:

@@ -254,9 +254,19 @@ class LPFM(nn.Module):
         sampler = ControlledSampler(parts["autoencoder"], parts["unet"], parts["control"], settings)
         return cls(parts["coarse"], words, parts["fusion"], sampler, contrastive=parts.get("contrastive"), **named)
 
-    def save_pretrained(self, folder: str | os.PathLike[str], *, card: ModelCard | None = None, dtype: torch.dtype | None = None) -> None:
-        """Write one sub-folder per part, and the settings. dtype: storage type of the weights, such as torch.float16."""
-        save_parts(folder, self.parts(), system=_SYSTEM, settings=self.settings, card=card, dtype=dtype)
+    def save_pretrained(
+        self,
+        folder: str | os.PathLike[str],
+        *,
+        card: ModelCard | None = None,
+        dtype: torch.dtype | None = None,
+        beside: str | None = None,
+    ) -> None:
+        """Write one sub-folder per part, and the settings. dtype: storage type of the weights, such as torch.float16.
+
+        beside: an embedded system, such as "histo-diffusion-tiny", whose tensors that this one shares are not stored again.
+        """
+        save_parts(folder, self.parts(), system=_SYSTEM, settings=self.settings, card=card, dtype=dtype, beside=beside)
 
     def parts(self) -> dict[str, Pretrained]:
         """What is saved, by name."""

@@ -1,4 +1,8 @@
-"""Parts trained by earlier stages, for configurations to name: read from a folder of parts or from the embedded weights."""
+"""Parts trained by earlier stages, for configurations to name.
+
+They are read from a folder of parts, from an embedded system by its name, such as "histo-diffusion-tiny", or, by "embedded", from the
+default.
+"""
 
 import os
 from collections.abc import Mapping
@@ -8,7 +12,7 @@ from typing import Any, TypeVar, cast
 
 from torch import nn
 
-from pathorestore.hub import Pretrained, load_strictly
+from pathorestore.hub import EMBEDDED_WEIGHTS, Pretrained, embedded_names, load_strictly
 from pathorestore.models.autoencoder import LatentAutoencoder
 from pathorestore.models.contrastive import ContrastiveEncoder
 from pathorestore.models.controlled import ControlNet, LatentUNet
@@ -164,7 +168,9 @@ def trained_prompter(
 
 
 def _root(folder: Folder) -> Path:
-    return default_folder() if str(folder) == EMBEDDED else Path(folder)
+    if str(folder) == EMBEDDED:
+        return default_folder()
+    return EMBEDDED_WEIGHTS / folder if str(folder) in embedded_names() else Path(folder)
 
 
 def _part(cls: type[P], folder: Folder, name: str, *, stage: str = "") -> P:

@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import replace
-from typing import NamedTuple, cast
+from typing import Literal, NamedTuple, cast
 
 import torch
 import torch.nn.functional as F
@@ -31,6 +31,9 @@ _TIME, _NOISE, _POSTERIOR = 21, 22, 23
 _VALIDATION_SHARES = (0.05, 0.25, 0.5, 0.75, 0.95)
 _UNKNOWN_SHARE = 0.1
 _SSIM_WEIGHT = 0.1
+Learns = Literal["all", "control", "inlets"]
+# as diffusers calls cross-attention, the embeddings of vector and condition, and the zero convolutions of a control branch
+_INLETS = (".attn2.", ".class_embedding.", "controlnet_")
 
 
 class Asked(NamedTuple):
@@ -166,9 +169,10 @@ class PromptedControlStage(Stage):
     """LPFM's second stage: U-Net, control branch and fusion learn to predict the noise in latents of what is wanted, for all tasks at once.
 
     The branch sees what the coarse network makes of what is given, or that and the given image where it has twice as many channels. Text
-    encoder, coarse network, contrastive encoder and autoencoder are frozen. train_unet: whether the U-Net is trained too, as it must be
-    where it never met a prompt. watched: tasks whose images validation makes, the
-    first and the last of those trained unless given.
+    encoder, coarse network, contrastive encoder and autoencoder are frozen. learns: "all" of U-Net, control branch and fusion; "control"
+    leaves the U-Net as it is, which must have met prompts then; "inlets" trains of both networks that alone by which words, vectors and
+    conditions come in, so that the rest can be shared with the system it was taken from, see `LPFM.save_pretrained`. watched: tasks whose
+    images validation makes, the first and the last of those trained unless given.
     """
 
     trained: tuple[str, ...] = ("control", "fusion")
@@ -178,7 +182,7 @@ class PromptedControlStage(Stage):
         system: LPFM,
         *,
         curriculum: Curriculum | None = None,
-        train_unet: bool = True,
+        learns: Learns = "all",
         watched: Sequence[str] | None = None,
         optimizer: OptimizerCallable = torch.optim.AdamW,
         schedule: Schedule | None = None,
@@ -194,10 +198,14 @@ class PromptedControlStage(Stage):
         for part in (system.text, system.coarse, system.contrastive, system.sampler.autoencoder):
             if part is not None:
                 frozen(part)
-        if train_unet:
-            self.trained = ("control", "unet", "fusion")
-        else:
+        if learns == "control":
             frozen(denoiser.unet)
+        else:
+            self.trained = ("control", "unet", "fusion")
+        if learns == "inlets":
+            for network in (denoiser.unet, denoiser.control):
+                for name, parameter in network.named_parameters():
+                    parameter.requires_grad_(any(inlet in name for inlet in _INLETS))
         self.simulation = replace(self.simulation, seed=seed)
 
     def parts(self) -> dict[str, Pretrained]:
