@@ -184,10 +184,9 @@ def test_a_crop_smaller_than_a_view_is_refused():
 
 
 def test_views_tell_their_synthetic_stain(monkeypatch):
-    monkeypatch.setattr(contrastive_stage, "hed_jitter", lambda view, **_: view)
-    monkeypatch.setattr(contrastive_stage, "_GREY_SHARE", 0.0)
+    monkeypatch.setattr(contrastive_stage, "_PLAIN_SHARE", 1.0)
     stage = made(faults=2, alone=8)
-    stage.recipe, stage.stain = Composed(identity_probability=1.0), lambda view, generator: view
+    stage.recipe = Composed(identity_probability=1.0)
     given = batch(size=32)
     views = stage.views(given)
     # turned and mirrored, but of one mean
@@ -195,6 +194,19 @@ def test_views_tell_their_synthetic_stain(monkeypatch):
     mean = torch.stack(stains).mean((3, 4))
     assert torch.allclose(views.image.mean((2, 3)), mean[views.stain, views.patch], atol=1e-5)
     assert set(views.stain.tolist()) == {0, 1, 2, 3}
+
+
+def test_whitened_contents_vary_alike_and_follow_what_they_are():
+    stage = made()
+    mixed = torch.randn(4000, 8, generator=stream(1)) @ torch.randn(8, 8, generator=stream(2)) + 3
+    for _ in range(400):
+        stage._follow(mixed)
+    assert torch.allclose(stage.covariance, mixed.T.cov(), rtol=0.02, atol=1e-3)
+    spread = stage._whitened(mixed).T.cov()
+    assert (spread - spread.diagonal().diag()).abs().max() < 1e-2
+    strong = spread.diagonal() > 0.5  # against empty directions stands the ridge
+    assert strong.sum() >= 5
+    assert spread.diagonal().max() < 1.001
 
 
 def test_the_loss_is_both_contrasts_the_regression_and_the_lean():
@@ -205,7 +217,7 @@ def test_the_loss_is_both_contrasts_the_regression_and_the_lean():
     expected = supervised_contrast(told.content, views.patch, temperature=0.1)
     expected = expected + 0.5 * supervised_contrast(told.degradation, views.fault, temperature=0.1)
     expected = expected + 2 * F.smooth_l1_loss(told.theta, views.theta)
-    assert torch.allclose(loss, expected + 3 * domain_lean(told.content, views.stain, views.patch))
+    assert torch.allclose(loss, expected + 3 * domain_lean(stage._whitened(told.content), views.stain, views.patch))
     loss.backward()
     assert all(parameter.grad is not None for parameter in stage.contrastive.parameters())
 

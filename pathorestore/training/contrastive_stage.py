@@ -27,6 +27,8 @@ _FAULTS, _VIEWS = 14, 15  # salts of the random streams
 _HED_SIGMA = 0.3
 _GREY_SHARE = 0.1
 _RESTAINED_SHARE = 0.5
+_PLAIN_SHARE = 0.5
+_RIDGE, _PACE = 0.05, 0.02  # of the covariance of contents: against directions that are all but empty, and how fast it follows
 _UNTOUCHED = -1
 
 
@@ -85,8 +87,9 @@ class ContrastiveStage(Stage):
 
     And in some that no other patch meets, so that there are more to learn parameters from. The content head learns that views of a patch
     belong together, the degradation head that views of a degradation do; a third regresses its parameters (smooth L1). Contents of one
-    stain must not lie apart from those of another, see `domain_lean`. Of pairs, degraded and clean are taken for two stains of one tissue,
-    seen in turns. Stain is varied before the degradation, as in life, so that noise keeps its level.
+    stain must not lie apart from those of another: `domain_lean` of whitened contents, as linear classifiers see them. Of pairs, degraded
+    and clean are taken for two stains of one tissue, seen in turns. Stain is varied before the degradation, as in life, so that noise keeps
+    its level.
 
     recipe: of the degradations; `Composed.any()` unless given. Under several processes each contrasts its own views.
     """
@@ -109,7 +112,9 @@ class ContrastiveStage(Stage):
         self.stain = RandStainNA.mop()
         self.simulation = replace(self.simulation, seed=seed)
         self.keys = frozen(copy.deepcopy(contrastive)) if self.contrast.queue else None
-        self.register_buffer("queue", F.normalize(torch.randn(self.contrast.queue, contrastive.config.content_dim), dim=1))
+        width = contrastive.config.content_dim
+        self.register_buffer("queue", F.normalize(torch.randn(self.contrast.queue, width), dim=1))
+        self.register_buffer("covariance", torch.eye(width) / width)
 
     def parts(self) -> dict[str, Pretrained]:
         """The encoder with its heads."""
@@ -122,7 +127,8 @@ class ContrastiveStage(Stage):
         content = self._content_loss(told.content, views)
         degradation = supervised_contrast(told.degradation, views.fault, temperature=self.contrast.temperature)
         theta = F.smooth_l1_loss(told.theta, views.theta)
-        lean = domain_lean(told.content, views.stain, views.patch)
+        self._follow(told.content)
+        lean = domain_lean(self._whitened(told.content), views.stain, views.patch)
         terms = {"train_content": content, "train_degradation": degradation, "train_theta": theta, "train_lean": lean}
         self.log_dict(terms, prog_bar=True)
         weights = self.contrast
@@ -144,7 +150,7 @@ class ContrastiveStage(Stage):
         self.score("retrieval", _nearest(told.content, views.patch), progress_bar=True)
         self.score("same_fault", _nearest(told.degradation[shared], views.fault[shared]), progress_bar=True)
         self.score("theta_mae", (told.theta - views.theta).abs().mean(dim=1), progress_bar=True)
-        self.score("stain_lean", domain_lean(told.content, views.stain, views.patch)[None])
+        self.score("stain_lean", domain_lean(self._whitened(told.content), views.stain, views.patch)[None])
 
     def pictures(self, batch: Batch) -> dict[str, Tensor]:
         """The views of each patch."""
@@ -183,7 +189,7 @@ class ContrastiveStage(Stage):
         return Views(torch.cat(images), theta, patch, torch.tensor(faults), torch.tensor(stains)).to(device)
 
     def _view(self, image: Tensor, generator: torch.Generator) -> tuple[Tensor, int]:
-        """A window of 1 3 h w, turned or mirrored, its colours varied, or grey; as stained, 0, or in a synthetic stain, its number."""
+        """A window of 1 3 h w, turned or mirrored, colours plain, varied or grey; as stained, 0, or in a synthetic stain, its number."""
         slack = [side - self.contrast.view_px for side in image.shape[-2:]]
         if min(slack) < 0:
             got = tuple(image.shape[-2:])
@@ -196,8 +202,21 @@ class ContrastiveStage(Stage):
         if torch.rand((), generator=generator) < _RESTAINED_SHARE:
             stain = 1 + int(torch.randint(len(SYNTHETIC_STAINS), (), generator=generator))
             view = synthetic_stain(view, SYNTHETIC_STAINS[stain - 1])
+        if torch.rand((), generator=generator) < _PLAIN_SHARE:
+            return view, stain
         view = hed_jitter(self.stain(view, generator=generator), sigma=_HED_SIGMA, generator=generator)
         return luminance(view).expand_as(view) if torch.rand((), generator=generator) < _GREY_SHARE else view, stain
+
+    @torch.no_grad()
+    def _follow(self, content: Tensor) -> None:
+        """Let the covariance follow."""
+        cast(Tensor, self.covariance).lerp_(content.detach().float().T.cov(), _PACE)
+
+    def _whitened(self, content: Tensor) -> Tensor:
+        """Contents n d whose directions all vary as much."""
+        found = cast(Tensor, self.covariance)
+        values, directions = torch.linalg.eigh(found + _RIDGE * found.diagonal().mean() * torch.eye(len(found), device=found.device))
+        return content.float() @ (directions * values.rsqrt())
 
     def _content_loss(self, content: Tensor, views: Views) -> Tensor:
         if self.keys is None:
