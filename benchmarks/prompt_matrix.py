@@ -21,7 +21,6 @@ from tqdm import tqdm
 from pathorestore.atomic import write_atomic
 from pathorestore.data.sharp_crops import image_files
 from pathorestore.data.task_prompts import spec_of
-from pathorestore.data.tasks import Example, Task, anything, without
 from pathorestore.evaluation.cases import central
 from pathorestore.evaluation.results import jsonable
 from pathorestore.functional.noise import stream
@@ -30,26 +29,13 @@ from pathorestore.metrics.statistics import bootstrap_interval
 from pathorestore.pipelines.image_file import read_image_file
 from pathorestore.pipelines.lpfm import LPFM
 
-_FAULTS = {"sr": "downscale", "deblur": "blur", "denoise": "noise", "restore_jpeg": "jpeg"}
+_SINGLE = ("sr", "deblur", "denoise", "restore_jpeg")
 _BEST_DB = 60.0  # of equal images
-
-
-def example(task: Task, sharp: Tensor, number: int) -> Example:
-    """The example of a task that image `number` is."""
-    generator = stream(11, number)
-    if task.name in _FAULTS:
-        return without(_FAULTS[task.name], sharp, generator, present=1.0, others=0.0)  # type: ignore[arg-type]
-    if task.name.startswith("stain_"):
-        return anything(sharp, generator, to=task.target, clean=1.0)
-    while True:
-        drawn = anything(sharp, generator, to=task.target)
-        if drawn.theta.normalised().any():
-            return drawn
 
 
 def more(task: str) -> set[str]:
     """The prompts that ask for the same and more."""
-    return {"restore"} if task in _FAULTS else {f"restore_{task}"} if task.startswith("stain_") else set()
+    return {f"restore_{task}"} if task.startswith("stain_") else {"restore"} if task in _SINGLE else set()
 
 
 def matrix(model: LPFM, images: Sequence[Tensor], *, coarse_only: bool) -> dict[str, dict[str, list[float]]]:
@@ -58,7 +44,7 @@ def matrix(model: LPFM, images: Sequence[Tensor], *, coarse_only: bool) -> dict[
     scores: dict[str, dict[str, list[float]]] = {task.name: {} for task in tasks}
     for number, sharp in enumerate(tqdm(images)):
         for task in tasks:
-            given, wanted, _ = example(task, sharp, number)
+            given, wanted, _ = task.tried(sharp, stream(11, number))
             made = {prompt.name: model(given, spec_of(tasks, task=prompt.name), scale=1.0, coarse_only=coarse_only) for prompt in tasks}
             for name, one in ({"given": given} | made).items():
                 scores[task.name].setdefault(name, []).append(min(psnr(one, wanted).item(), _BEST_DB))

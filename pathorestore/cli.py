@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 
 from pathorestore.cli_classify import fill_classify, run_classify
 from pathorestore.cli_data import fill_data, run_data
-from pathorestore.cli_evaluate import fill_evaluate, run_evaluate
+from pathorestore.cli_evaluate import fill_evaluate, run_evaluate, with_protocols
 from pathorestore.cli_fuse import fill_fuse, stacks_to_fuse
 from pathorestore.cli_iqa import fill_iqa, run_iqa
 from pathorestore.cli_iqa_fit import fill_iqa_fit, run_iqa_fit
@@ -74,7 +74,7 @@ def _run(words: list[str]) -> int:
         from pathorestore.training.cli import run
 
         return run(words)
-    arguments = _parser().parse_args(words)
+    arguments = _parser().parse_args(with_protocols(words) if words[0] == "evaluate" else words)
     return _COMMANDS[arguments.command](arguments[arguments.command])
 
 

@@ -12,14 +12,18 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from jsonargparse import ArgumentParser, Namespace
 
-    from pathorestore.evaluation.plan import EvaluateOptions, Plan
+    from pathorestore.evaluation.options import EvaluateOptions
+    from pathorestore.evaluation.plan import Plan
 
 Bar = Callable[[str], Callable[..., None]]
 Say = Callable[[str], None]
+_REPEATED = ("restored", "model", "coarse", "unprompted")  # options that add to what was given
 
 
 def fill_evaluate(command: "ArgumentParser") -> None:
     """Declare the verb's options."""
+    protocol = "options in a YAML file, or a protocol of the package by its name: lpfm; further options count over these"
+    command.add_argument("--config", type=str, default=None, metavar="NAME_OR_FILE", help=protocol)  # see `with_protocols`
     images = command.add_argument_group("images")
     images.add_argument("--clean", type=str, default=None, metavar="FOLDER", help="sharp images; others belong to them by their names")
     images.add_argument("--degraded", type=str, default=None, metavar="FOLDER", help="the same images, degraded, for models to restore")
@@ -33,6 +37,8 @@ def fill_evaluate(command: "ArgumentParser") -> None:
     smaller = "make sharp images smaller by so many times, for upscalers; --model then names these, and bicubic is the baseline"
     images.add_argument("--reduce", nargs="+", type=float, default=None, metavar="SCALE", help=smaller)
     images.add_argument("--blur", type=float, default=1.0, help="before --reduce: 1 as in ISTE's recipe, sigma (SCALE - 1) / 2 px; 0 none")
+    tasks = "make sharp images examples of tasks for prompted models, such as denoise; all: every task; what goes in is the baseline"
+    images.add_argument("--task", nargs="+", type=str, default=None, metavar="NAME", help=tasks)
     images.add_argument("--crop", type=int, default=0, metavar="PX", help="judge at most so much of each side, around the centre; 0: all")
     images.add_argument("--limit", type=int, default=None, help="only so many images, evenly spread")
     _fill_methods(command)
@@ -51,6 +57,7 @@ def _fill_methods(command: "ArgumentParser") -> None:
     methods.add_argument("--restored", action="append", type=str, metavar="NAME=FOLDER", help=f"images restored by whatever; {named}")
     methods.add_argument("--model", action="append", type=str, metavar="NAME=MODEL", help=f"folder, hub repository or `default`; {named}")
     methods.add_argument("--coarse", action="append", type=str, metavar="NAME=MODEL", help=f"first stage of a model alone; {named}")
+    methods.add_argument("--unprompted", action="append", type=str, metavar="NAME=MODEL", help=f"a model without its prompt; {named}")
     baselines = "compared besides; the unsharp mask and the Wiener filter (simulated images only) are tuned for the highest PSNR"
     words = ("degraded", "unsharp", "wiener", "none")
     methods.add_argument("--baseline", nargs="+", choices=words, default=["degraded"], help=baselines)
@@ -81,6 +88,47 @@ def _fill_metrics(command: "ArgumentParser") -> None:
     metrics.add_argument("--iqa", type=str, default=None, metavar="FOLDER", help=iqa)
     group = "what intervals are drawn over; auto: patients if all are known, else slides, else images"
     metrics.add_argument("--group", choices=("auto", "image", "slide", "patient"), default="auto", help=group)
+
+
+def with_protocols(words: Sequence[str]) -> list[str]:
+    """The command line with every `--config NAME_OR_FILE` replaced by the options that it holds.
+
+    Raises ValueError for what is neither a file nor a protocol of the package, and for files that hold no options.
+    """
+    given: list[str] = []
+    rest = iter(words)
+    for word in rest:
+        name, equals, value = word.partition("=")
+        if name != "--config":
+            given.append(word)
+            continue
+        chosen = value if equals else next(rest, "")
+        for option, wish in _wishes(chosen).items():
+            values = [str(one) for one in (wish if isinstance(wish, list) else [wish])]
+            if wish is True:
+                given.append(f"--{option}")
+            elif option in _REPEATED:
+                given += [word for one in values for word in (f"--{option}", one)]
+            else:
+                given += [f"--{option}", *values]
+    return given
+
+
+def _wishes(name_or_file: str) -> dict[str, Any]:
+    import yaml
+
+    home = Path(__file__).parent / "evaluation" / "protocols"
+    names = sorted(path.stem for path in home.glob("*.yaml"))
+    file = home / f"{name_or_file}.yaml" if name_or_file in names else Path(name_or_file)
+    if not file.is_file():
+        raise ValueError(f"--config {name_or_file!r} is neither a file nor a protocol of the package: {', '.join(names)}")
+    try:
+        held = yaml.safe_load(file.read_text(encoding="utf-8"))
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise ValueError(f"--config {file}: is not YAML ({' '.join(str(error).split())[:200]})") from None
+    if not isinstance(held, dict) or not all(isinstance(option, str) and option != "config" for option in held):
+        raise ValueError(f"--config {file}: expected options and their values, such as crop: 128; got {type(held).__name__}")
+    return held
 
 
 def run_evaluate(arguments: "Namespace", bar: Bar, clock: Callable[[], str], error: Say) -> int:
@@ -119,7 +167,7 @@ def run_evaluate(arguments: "Namespace", bar: Bar, clock: Callable[[], str], err
 
 def evaluate_options(arguments: "Namespace") -> "EvaluateOptions":
     """The arguments as options. Raises ValueError for NAME=VALUE words that are none."""
-    from pathorestore.evaluation.plan import EvaluateOptions
+    from pathorestore.evaluation.options import EvaluateOptions
     from pathorestore.pipelines.assemble import RestoreOptions
 
     paths: dict[str, Any] = {
@@ -141,10 +189,12 @@ def evaluate_options(arguments: "Namespace") -> "EvaluateOptions":
         simulate=tuple(arguments.simulate or ()),
         setting=arguments.setting,
         reduce=tuple(arguments.reduce or ()),
+        tasks=tuple(arguments.task or ()),
         blur=arguments.blur,
         restored=named(arguments.restored or (), "--restored"),
         models=named(arguments.model or (), "--model"),
         coarse=named(arguments.coarse or (), "--coarse"),
+        unprompted=named(arguments.unprompted or (), "--unprompted"),
         baselines=tuple(name for name in arguments.baseline if name != "none"),
         metrics=tuple(arguments.metrics or ()),
         segmenter=arguments.segmenter,

@@ -39,7 +39,8 @@ class Task:
 
     templates: ways to say it, the first one the plainest, with {source} and {target} for stains and {scale} for a factor. example: a pair
     out of a sharp image 1 3 h w and a generator; None for tasks that learn from photographed pairs alone. target: stain of what comes out,
-    where it is another one. weight: how often it is trained, against others. empty_share: of prompts that are left out in training.
+    where it is another one. weight: how often it is trained, against others. empty_share: of prompts that are left out in training. trial:
+    an example to judge by, in which what the task is for is alone and always there; made like those of training where it is None.
     """
 
     name: str
@@ -48,6 +49,7 @@ class Task:
     target: str = ""
     weight: float = 1.0
     empty_share: float = 0.1
+    trial: MakeExample | None = None
 
     def __post_init__(self) -> None:
         if not self.name or not self.templates or not all(template.strip() for template in self.templates):
@@ -64,6 +66,13 @@ class Task:
     def translates(self) -> bool:
         """Whether another stain comes out."""
         return bool(self.target)
+
+    def tried(self, sharp: Tensor, generator: torch.Generator) -> Example:
+        """An example to judge by. Raises ValueError for a task that makes none of sharp images."""
+        make = self.trial or self.example
+        if make is None:
+            raise ValueError(f"the task {self.name} learns from photographed pairs, and makes no examples of sharp images")
+        return make(sharp, generator)
 
 
 def stain_words(stain: str) -> str:
@@ -95,10 +104,15 @@ def without(fault: Fault, sharp: Tensor, generator: torch.Generator, *, present:
     return Example(given, wanted, Theta.of([summary(plan, _size(sharp))]))
 
 
-def anything(sharp: Tensor, generator: torch.Generator, *, to: str = "", clean: float = 0.0) -> Example:
-    """An example of taking away whatever was done, and of another synthetic stain as well, if `to` names one. clean: chance of nothing."""
+def anything(sharp: Tensor, generator: torch.Generator, *, to: str = "", clean: float = 0.0, surely: bool = False) -> Example:
+    """An example of taking away whatever was done, and of another synthetic stain as well, if `to` names one.
+
+    clean: chance of nothing. surely: draw until something was done.
+    """
     recipe = replace(Composed.any(), identity_probability=clean)
     plan = recipe.plan(_size(sharp), generator)
+    while surely and not plan:
+        plan = recipe.plan(_size(sharp), generator)
     return Example(
         applied(plan, sharp, generator=generator), synthetic_stain(sharp, to) if to else sharp, Theta.of([summary(plan, _size(sharp))])
     )
@@ -115,6 +129,7 @@ def builtin_tasks() -> tuple[Task, ...]:
                 "make a clean image of the degraded {source} image",
             ),
             example=partial(anything, clean=0.1),
+            trial=partial(anything, surely=True),
             empty_share=0.3,
         ),
         Task(
@@ -125,16 +140,19 @@ def builtin_tasks() -> tuple[Task, ...]:
                 "increase the resolution of the {source} image",
             ),
             example=partial(without, "downscale"),
+            trial=partial(without, "downscale", present=1.0, others=0.0),
         ),
         Task(
             name="deblur",
             templates=("deblur the {source} image", "remove the blur from the {source} image", "bring the {source} image into focus"),
             example=partial(without, "blur"),
+            trial=partial(without, "blur", present=1.0, others=0.0),
         ),
         Task(
             name="denoise",
             templates=("denoise the {source} image", "remove the noise from the {source} image", "reduce the noise of the {source} image"),
             example=partial(without, "noise"),
+            trial=partial(without, "noise", present=1.0, others=0.0),
         ),
         Task(
             name="restore_jpeg",
@@ -144,6 +162,7 @@ def builtin_tasks() -> tuple[Task, ...]:
                 "undo the JPEG compression of the {source} image",
             ),
             example=partial(without, "jpeg"),
+            trial=partial(without, "jpeg", present=1.0, others=0.0),
         ),
         *(task for target in (*SYNTHETIC_STAINS, "af", "he") for task in stain_tasks(target)),
     )
@@ -160,6 +179,7 @@ def stain_tasks(target: str) -> tuple[Task, Task]:
             "show the {source} image as if stained with {target}",
         ),
         example=partial(anything, to=target, clean=0.8) if made else None,
+        trial=partial(anything, to=target, clean=1.0) if made else None,
         target=target,
     )
     both = Task(
@@ -169,6 +189,7 @@ def stain_tasks(target: str) -> tuple[Task, Task]:
             "improve the {source} image and virtually stain it with {target}",
         ),
         example=partial(anything, to=target) if made else None,
+        trial=partial(anything, to=target, surely=True) if made else None,
         target=target,
         weight=0.5,
     )

@@ -28,6 +28,7 @@ class CaseKey:
     field: what it shows, by which cases are told to be of one image: planes of a stack have one target; "" is `image`.
     clean, degraded: the files, degraded None where there is none. mpp: of the images that are judged. mpp, z_um: None if not known.
     slide, patient: "" if not known. scale: how many times smaller the degraded image was made, None if it was not.
+    task: what methods are asked to do, "" where they do one thing.
     """
 
     name: str
@@ -40,6 +41,7 @@ class CaseKey:
     mpp: float | None = None
     z_um: float | None = None
     scale: float | None = None
+    task: str = ""
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)

@@ -155,7 +155,7 @@ def upscaled(
 
 
 class Sharpened:
-    """An unsharp mask for each distance or scale; one for all where none is known, under the name ""."""
+    """An unsharp mask for each distance, scale or task; one for all where none is known, under the name ""."""
 
     def __init__(self, masks: Mapping[str, UnsharpMask]):
         self.name, self.masks = UNSHARP, dict(masks)
@@ -181,7 +181,7 @@ class Deconvolved:
 
 
 def tune(cases: Cases, *, wiener: bool, progress: Progress = silent) -> dict[str, dict[str, Any]]:
-    """For each distance or scale, the unsharp mask and, if wanted, the Wiener filter with the highest mean PSNR over the cases.
+    """For each distance, scale or task, the unsharp mask and, if wanted, the Wiener filter with the highest mean PSNR over the cases.
 
     By method and these, as the arguments of `UnsharpMask` and `KnownWiener`, JSON-able. Cases that cannot be read are left out.
     """
@@ -226,7 +226,9 @@ def _degraded(case: Case) -> Tensor:
 
 
 def _degree(case: Case) -> str:
-    """How far an image was degraded here, as a reader says it; "" where it was not."""
+    """How far an image was degraded here, or for which task, as a reader says it; "" where it was not."""
     if case.small is not None and case.key.scale is not None:
         return f"x{case.key.scale:g}"
+    if case.key.task:
+        return case.key.task
     return "" if case.key.z_um is None or case.simulated is None else f"{case.key.z_um:g} um"

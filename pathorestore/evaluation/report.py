@@ -14,7 +14,6 @@ from pathorestore.evaluation import plots, report_tables
 from pathorestore.evaluation.report_format import WAYS, counted, escaped, name, number, visible
 from pathorestore.evaluation.report_sections import Section, number_sections, plot_sections, record_sections, section_html
 from pathorestore.evaluation.results import PictureSet, ScoreRow, Summary
-from pathorestore.pipelines.provenance import RESTORED_NOTICE
 from pathorestore.pipelines.web_page import filled, hashed, script_json
 from pathorestore.version import __version__
 
@@ -60,14 +59,14 @@ def report_html(summary: Summary, rows: Sequence[ScoreRow], pictures: Sequence[P
         "policy": html.escape("; ".join(policy), quote=False),
         "style": style,
         "title": escaped(summary.title),
-        "notice": f"{escaped(RESTORED_NOTICE)}. Research use only.",
+        "notice": f"{escaped(summary.notice)}. Research use only.",
         "facts": _facts(summary),
         "methods": "".join(_method(one, summary, palette) for one in summary.methods),
         "contents": "".join(f'<a href="#{one.anchor}">{one.short or one.heading}</a>' for one in chain(numbers, images, rest)),
         "numbers": "\n".join(section_html(one) for one in numbers),
         "no_images": "" if pictures else "hidden",
         "rest": "\n".join(section_html(one) for one in rest),
-        "footer": f"Written by pathorestore {escaped(__version__)}. {escaped(RESTORED_NOTICE)}. This file is complete and asks no network.",
+        "footer": f"Written by pathorestore {escaped(__version__)}. {escaped(summary.notice)}. This file is complete and asks no network.",
         "data": script_json(page_data(summary, pictures)),
         "script": script,
     }

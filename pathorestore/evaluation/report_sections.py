@@ -7,6 +7,7 @@ from typing import NamedTuple
 from pathorestore.evaluation import plots, report_tables
 from pathorestore.evaluation.report_format import NOTHING, escaped, name
 from pathorestore.evaluation.results import FOCUS, ScoreRow, Summary
+from pathorestore.evaluation.tables import win_count
 
 
 class Section(NamedTuple):
@@ -26,7 +27,20 @@ def section_html(section: Section) -> str:
 def number_sections(summary: Summary) -> list[Section]:
     """Scores, and what the reference comes to against the others."""
     sections = [Section("scores", "Scores", _scores(summary))]
-    return [*sections, Section("differences", "Differences", _differences(summary))] if summary.comparisons else sections
+    if summary.comparisons:
+        sections.append(Section("differences", "Differences", _differences(summary)))
+    if summary.instances:
+        sections.append(Section("tasks", "Tasks", _tasks(summary)))
+    return sections
+
+
+def _tasks(summary: Summary) -> str:
+    return (
+        f'<p class="lead">{escaped(win_count(summary))}.</p>'
+        f'<div class="wide">{report_tables.instance_table(summary, plots.colours(summary))}</div>'
+        '<p class="key">Each task and measure: the reference against the other method of the best mean there. Intervals of 95 % by '
+        "Student\u2019s t; gain: of the other\u2019s mean, positive where the reference is better.</p>"
+    )
 
 
 def _scores(summary: Summary) -> str:

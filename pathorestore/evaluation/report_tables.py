@@ -143,6 +143,34 @@ def _comparison_cells(one: Compared, digits: int, reach: float, colour: str) -> 
     return "".join(cells)
 
 
+def instance_table(summary: Summary, colours: Colours) -> str:
+    """Each task and measure: the reference against the best other method."""
+    columns, decimals = {column.key: column for column in summary.columns}, decimals_of(summary)
+    heads = ("Task", "Measure", name(summary.reference), "best other", "gain", "median difference", "p", "p (Holm)", "tested", "outcome")
+    rows = []
+    for one in summary.instances:
+        column, digits = columns[one.column], decimals[one.column]
+        unit, way = f", {escaped(column.unit)}" if column.unit else "", WAYS.get(column.better, ("", ""))[0]
+        gain = NOTHING if math.isnan(one.relative_gain) else f"{number(100 * one.relative_gain, 1, signed=True)}\u00a0%"
+        outcome = {"win": "\u25b2 win", "loss": "\u25bc loss", "": "no claim"}[one.outcome]
+        kind = {"win": "better", "loss": "worse", "": "open"}[one.outcome]
+        cells = [
+            f"{number(one.mean.mean, digits)} <small>{bounds(one.mean, digits)}</small>",
+            f"{swatch(colours[one.best])} {name(one.best)} {number(one.best_mean.mean, digits)} "
+            f"<small>{bounds(one.best_mean, digits)}</small>",
+            gain,
+            number(one.median_difference, digits, signed=True),
+            p_value(one.p),
+            p_value(one.p_holm),
+            counted(one.n, one.unit),
+        ]
+        reason = f"<small>{escaped(one.reason)}</small>" if one.reason else ""
+        head = f'<th scope="row">{name(one.task)}</th><td>{escaped(column.label)}{unit} {way}</td>'
+        rows.append(f'<tr>{head}{"".join(f"<td>{cell}</td>" for cell in cells)}<td class="{kind}">{outcome}{reason}</td></tr>')
+    header = "".join(f'<th scope="col">{head}</th>' for head in heads)
+    return f"<table><thead><tr>{header}</tr></thead><tbody>{''.join(rows)}</tbody></table>"
+
+
 def _drawn(one: Compared, reach: float, colour: str) -> str:
     """The difference and its interval about zero, to the scale of its measure; a full point for a claim."""
     width, height = _TILE

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from pathorestore.metrics.statistics import Interval
+from pathorestore.pipelines.provenance import RESTORED_NOTICE
 
 UNKNOWN = Interval(math.nan, math.nan, math.nan)
 Better = Literal["higher", "lower", "zero", "none"]
@@ -32,7 +33,8 @@ class Column:
 class ScoreRow:
     """One image under one method. case: its name, the same for all methods. slide, patient: "" if not known. z_um: distance from focus.
 
-    scale: how many times the image was made smaller. image: the file that the case was made of; several cases are of one image where
+    scale: how many times the image was made smaller. task: what methods were asked to do, "" where all do one thing.
+    image: the file that the case was made of; several cases are of one image where
     degradations are simulated. scores: by column key; NaN where a number does not exist, such as nuclei in an image without any. notes: why
     a metric gave nothing here, by its name. error: why there are no scores, empty if there are.
     """
@@ -44,6 +46,7 @@ class ScoreRow:
     patient: str = ""
     z_um: float | None = None
     scale: float | None = None
+    task: str = ""
     scores: dict[str, float] = field(default_factory=dict)
     notes: dict[str, str] = field(default_factory=dict)
     error: str = ""
@@ -90,6 +93,31 @@ class Compared:
     wins: int
     ties: int
     verdict: Literal["better", "worse", ""]
+    reason: str = ""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Instance:
+    """`method` against the best other one in one column of one task.
+
+    mean, best_mean: over the images, slides or patients (`unit`, n) that both have, with intervals of 95 % by Student's t. relative_gain:
+    of the best one's mean, positive where the method is better. p, p_holm: two-sided Wilcoxon signed-rank test, alone and adjusted for all
+    instances; NaN where n is too small, for a `reason`. outcome: "win" or "loss" where the adjusted p is below the level.
+    """
+
+    task: str
+    column: str
+    method: str
+    best: str
+    mean: Interval
+    best_mean: Interval
+    relative_gain: float
+    median_difference: float
+    n: int
+    unit: str
+    p: float
+    p_holm: float
+    outcome: Literal["win", "loss", ""]
     reason: str = ""
 
 
@@ -176,7 +204,7 @@ class Summary:
     intervals are drawn. left_out: metric -> why it could not be computed. failures: (image, method, reason). set_scores: (label, method,
     value, note) of numbers that belong to a set of images, such as the Frechet distance. level: below which an adjusted p makes a claim.
     run: facts of the run, for the record; created_utc among them. notes: sentences that a reader must know before the numbers.
-    axis: what the bins are of.
+    axis: what the bins are of. notice: what a viewer of the pictures must know. instances: of methods that were asked to do several tasks.
     """
 
     title: str
@@ -188,6 +216,7 @@ class Summary:
     groups: int
     scores: tuple[Score, ...]
     comparisons: tuple[Compared, ...]
+    instances: tuple[Instance, ...] = ()
     bins: tuple[Bin, ...]
     agreements: tuple[Agreement, ...]
     risk: tuple[RiskCurve, ...]
@@ -198,6 +227,7 @@ class Summary:
     level: float = 0.01
     notes: tuple[str, ...] = ()
     axis: Axis = FOCUS
+    notice: str = RESTORED_NOTICE
 
     @property
     def shown(self) -> tuple[str, ...]:

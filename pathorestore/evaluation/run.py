@@ -59,7 +59,7 @@ class Evaluation:
         """What a row depends on besides the settings: its files as they are now, what is known of them, and the method."""
         method = next((method for method in self.methods if method.name == name), None)
         files = [key.clean, *([key.degraded] if key.degraded else []), *(method.files(key) if isinstance(method, RestoredFiles) else ())]
-        known = [key.z_um, key.scale, key.mpp, None if method is None else method.identity, [state(path) for path in files]]
+        known = [key.z_um, key.scale, key.task, key.mpp, None if method is None else method.identity, [state(path) for path in files]]
         return hashlib.sha256(json.dumps(known, sort_keys=True).encode()).hexdigest()
 
     def draw(self, key: CaseKey, shelf: PictureShelf) -> None:
@@ -94,6 +94,7 @@ class Evaluation:
             patient=key.patient,
             z_um=key.z_um,
             scale=key.scale,
+            task=key.task,
         )
         try:
             case = self.cases.load(key)

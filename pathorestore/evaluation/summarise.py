@@ -2,7 +2,7 @@
 
 import itertools
 import math
-from collections import Counter, defaultdict
+from collections import Counter
 from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, NamedTuple
@@ -10,20 +10,21 @@ from typing import Any, Literal, NamedTuple
 import torch
 from torch import Tensor
 
+from pathorestore.evaluation.instances import instances_of
 from pathorestore.evaluation.journal import Kind
 from pathorestore.evaluation.measures import Agreeing, Features
 from pathorestore.evaluation.methods import CLEAN
 from pathorestore.evaluation.report_format import counted
-from pathorestore.evaluation.results import FOCUS, SCALE, UNKNOWN, Agreement, Bin, Column, Compared, RiskCurve, Score, ScoreRow, Summary
+from pathorestore.evaluation.results import SCALE, UNKNOWN, Agreement, Bin, Column, Compared, RiskCurve, Score, ScoreRow, Summary
+from pathorestore.evaluation.score_table import Grouping, ScoreTable, Unit, by_image
 from pathorestore.metrics.agreement import bland_altman
 from pathorestore.metrics.comparison import FEWEST, Verdict, judge, paired_test
 from pathorestore.metrics.frechet import INDICATIVE_BELOW, frechet_distance
 from pathorestore.metrics.risk import rank_correlation, risk_coverage
 from pathorestore.metrics.statistics import Interval, bootstrap_interval, paired_interval
+from pathorestore.pipelines.provenance import RESTORED_NOTICE
 
 Arrays = Callable[[Kind, str], Mapping[str, Tensor]]
-Unit = Literal["image", "slide", "patient"]
-Grouping = Literal["auto", "image", "slide", "patient"]
 _DRAWS, _AT_ONCE = 10_000, 1 << 22
 _BINS_UM = (0.0, 0.5, 1.0, 1.5, 2.0, 3.0, 4.0, 6.0, math.inf)
 _DISTANCES = 12  # so many distances are told one by one
@@ -46,36 +47,12 @@ class Question:
     left_out: Mapping[str, str] | None = None
     run: Mapping[str, Any] | None = None
     notes: tuple[str, ...] = ()
+    notice: str = RESTORED_NOTICE
 
 
 def _no_arrays(kind: Kind, method: str) -> dict[str, Tensor]:
     del kind, method
     return {}
-
-
-class _Table:
-    """The rows by case and method."""
-
-    def __init__(self, rows: Iterable[ScoreRow], grouping: Grouping):
-        self.rows = list(rows)
-        self.good = [row for row in self.rows if not row.error]
-        self.of = {(row.case, row.method): row for row in self.good}
-        self.cases = list(dict.fromkeys(row.case for row in self.rows))
-        self.first = {row.case: row for row in reversed(self.rows)}
-        self.unit = _unit(self.rows, grouping)
-        self.axis = SCALE if any(row.scale is not None for row in self.rows) else FOCUS
-
-    def group(self, case: str) -> Hashable:
-        row = self.first[case]
-        return {"image": row.image or row.case, "slide": row.slide, "patient": row.patient}[self.unit]
-
-    def value(self, case: str, method: str, column: str) -> float:
-        row = self.of.get((case, method))
-        return math.nan if row is None else row.scores.get(column, math.nan)
-
-    def values(self, method: str, column: str, cases: Sequence[str] | None = None) -> tuple[list[float], list[Hashable]]:
-        chosen = self.cases if cases is None else cases
-        return [self.value(case, method, column) for case in chosen], [self.group(case) for case in chosen]
 
 
 def summarise(rows: Iterable[ScoreRow], question: Question, arrays: Arrays = _no_arrays) -> Summary:
@@ -85,7 +62,7 @@ def summarise(rows: Iterable[ScoreRow], question: Question, arrays: Arrays = _no
     """
     if question.reference not in question.methods:
         raise ValueError(f"--reference {question.reference!r} is none of the methods {', '.join(question.methods)}")
-    table = _Table(rows, question.grouping)
+    table = ScoreTable(rows, question.grouping)
     shown = [*question.methods, CLEAN] if any(row.method == CLEAN for row in table.good) else list(question.methods)
     return Summary(
         title=question.title,
@@ -100,6 +77,7 @@ def summarise(rows: Iterable[ScoreRow], question: Question, arrays: Arrays = _no
             score for column in question.columns for method in shown if (score := _score(table, column, method, shown[0])) is not None
         ),
         comparisons=tuple(_comparisons(table, question)),
+        instances=tuple(instances_of(table, question.columns, question.methods, question.reference, level=LEVEL)),
         bins=tuple(_bins(table, question)),
         agreements=tuple(_agreements(table, question)),
         risk=tuple(curve for method in question.methods if (curve := _risk(_of_cases(arrays("risk", method), table), method)) is not None),
@@ -109,21 +87,11 @@ def summarise(rows: Iterable[ScoreRow], question: Question, arrays: Arrays = _no
         run=dict(question.run or {}),
         level=LEVEL,
         notes=(*question.notes, *_unequal(table, question)),
+        notice=question.notice,
     )
 
 
-def _unit(rows: Sequence[ScoreRow], grouping: Grouping) -> Unit:
-    known: dict[Unit, bool] = {"patient": all(row.patient for row in rows), "slide": all(row.slide for row in rows), "image": True}
-    if grouping == "auto":
-        return next(unit for unit, there in known.items() if there) if rows else "image"
-    if not known[grouping]:
-        raise ValueError(
-            f"--group {grouping}: not every image has a {grouping}; name them in --facts or the manifest, or leave --group out"
-        )
-    return grouping
-
-
-def _score(table: _Table, column: Column, method: str, first: str) -> Score | None:
+def _score(table: ScoreTable, column: Column, method: str, first: str) -> Score | None:
     values, groups = table.values(method, column.key)
     known = torch.tensor([value for value in values if math.isfinite(value)], dtype=torch.float64)
     perfect = sum(math.isinf(value) for value in values)
@@ -142,7 +110,7 @@ def _score(table: _Table, column: Column, method: str, first: str) -> Score | No
     )
 
 
-def _gain(table: _Table, column: Column, method: str, first: str, cases: Sequence[str]) -> Interval:
+def _gain(table: ScoreTable, column: Column, method: str, first: str, cases: Sequence[str]) -> Interval:
     """What a method has more than the first, over the cases that have both."""
     if method == first:
         return UNKNOWN
@@ -160,7 +128,7 @@ def _mean(values: Sequence[float], groups: Sequence[Hashable]) -> Interval:
     return bootstrap_interval([value if math.isfinite(value) else math.nan for value in values], groups, draws=_draws(groups))
 
 
-def _comparisons(table: _Table, question: Question) -> list[Compared]:
+def _comparisons(table: ScoreTable, question: Question) -> list[Compared]:
     """The reference against every other method in every whole column that says which way is good; Holm over all of these tests."""
     asked, tests = [], []
     for column in question.columns:
@@ -170,23 +138,12 @@ def _comparisons(table: _Table, question: Question) -> list[Compared]:
             mine, groups = table.values(question.reference, column.key)
             theirs, _ = table.values(other, column.key)
             asked.append((column, other, paired_interval(mine, theirs, groups, draws=_draws(groups))))
-            tests.append(paired_test(*_by_image(table, mine, theirs), higher_is_better=column.better == "higher"))
+            tests.append(paired_test(*by_image(table, mine, theirs), higher_is_better=column.better == "higher"))
     place = _Place(table.unit, len({table.group(case) for case in table.cases}), sum(not math.isnan(test.p) for test in tests))
     return [
         _compared(question.reference, column, other, difference, verdict, place)
         for (column, other, difference), verdict in zip(asked, judge(tests, level=LEVEL), strict=True)
     ]
-
-
-def _by_image(table: _Table, mine: Sequence[float], theirs: Sequence[float]) -> tuple[list[float], list[float], list[Hashable]]:
-    """Means of both over the cases of each image, and its group: one image at four distances is one image."""
-    held: dict[str, list[str]] = defaultdict(list)
-    first, second = (dict(zip(table.cases, values, strict=True)) for values in (mine, theirs))
-    for case in table.cases:
-        if not (math.isnan(first[case]) or math.isnan(second[case])):
-            held[table.first[case].image or case].append(case)
-    means = [[sum(values[case] for case in cases) / len(cases) for cases in held.values()] for values in (first, second)]
-    return means[0], means[1], [table.group(cases[0]) for cases in held.values()]
 
 
 class _Place(NamedTuple):
@@ -237,7 +194,7 @@ def _verdict(column: Column, difference: Interval, found: Verdict, place: _Place
     return "better" if test.mean_is_better else "worse", ""
 
 
-def _bins(table: _Table, question: Question) -> list[Bin]:
+def _bins(table: ScoreTable, question: Question) -> list[Bin]:
     """Every column over what images are degraded by: at each value where there are few, else in bins of the distance from focus."""
     known = {case: abs(at) for case in table.cases if (at := getattr(table.first[case], table.axis.field)) is not None}
     values = sorted(set(known.values()))
@@ -257,7 +214,7 @@ def _bins(table: _Table, question: Question) -> list[Bin]:
     return found
 
 
-def _agreements(table: _Table, question: Question) -> list[Agreement]:
+def _agreements(table: ScoreTable, question: Question) -> list[Agreement]:
     found = []
     for quantity in question.agreeing:
         for method in question.methods:
@@ -299,12 +256,12 @@ def _risk(points: Sequence[Tensor], method: str) -> RiskCurve | None:
     )
 
 
-def _of_cases(arrays: Mapping[str, Tensor], table: _Table) -> list[Tensor]:
+def _of_cases(arrays: Mapping[str, Tensor], table: ScoreTable) -> list[Tensor]:
     """Of the cases that are judged now."""
     return [arrays[case] for case in table.cases if case in arrays]
 
 
-def _set_scores(table: _Table, arrays: Arrays, question: Question) -> list[tuple[str, str, float, str]]:
+def _set_scores(table: ScoreTable, arrays: Arrays, question: Question) -> list[tuple[str, str, float, str]]:
     """The Frechet distance of each method's images to the clean ones."""
     if question.features is None:
         return []
@@ -324,7 +281,7 @@ def _set_scores(table: _Table, arrays: Arrays, question: Question) -> list[tuple
     return found
 
 
-def _unequal(table: _Table, question: Question) -> list[str]:
+def _unequal(table: ScoreTable, question: Question) -> list[str]:
     """A warning where methods were not judged on the same cases: their means then do not compare, their differences do."""
     judged = {method: sum((case, method) in table.of for case in table.cases) for method in question.methods}
     if len(set(judged.values())) < 2:
@@ -333,7 +290,7 @@ def _unequal(table: _Table, question: Question) -> list[str]:
     return [f"Means are over different cases ({told} of {len(table.cases)}); differences and tests are over those that both methods have."]
 
 
-def _not_everywhere(table: _Table) -> dict[str, str]:
+def _not_everywhere(table: ScoreTable) -> dict[str, str]:
     """Metrics that could not be taken of some images, and the first reason."""
     counts = Counter(name for row in table.good for name in row.notes)
     first = {name: note for row in reversed(table.good) for name, note in row.notes.items()}

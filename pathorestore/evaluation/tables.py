@@ -6,16 +6,18 @@ import json
 import math
 from collections import Counter
 from collections.abc import Sequence
+from dataclasses import asdict
 from pathlib import Path
 
 from pathorestore.atomic import write_atomic
 from pathorestore.evaluation.report_format import counted, p_value, stretch, with_unit
-from pathorestore.evaluation.results import Bin, Column, Compared, Score, ScoreRow, Summary
+from pathorestore.evaluation.results import Bin, Column, Compared, Instance, Score, ScoreRow, Summary, jsonable
 from pathorestore.pipelines.report_text import aligned
 
 SCORES_CSV, SCORES_PARQUET, SUMMARY_JSON, TABLES_MD = "scores.csv", "scores.parquet", "summary.json", "tables.md"
+RESULTS_JSONL = "results.jsonl"
 _NUMBERS = ("z_um", "scale")
-_FACTS = ("case", "image", "slide", "patient", *_NUMBERS, "method", "error")
+_FACTS = ("case", "image", "slide", "patient", *_NUMBERS, "task", "method", "error")
 _DASH, _MOST_FAILURES = "-", 100
 
 
@@ -28,6 +30,10 @@ def write_tables(folder: Path, rows: Sequence[ScoreRow], summary: Summary) -> tu
     write_atomic(folder / SUMMARY_JSON, (json.dumps(summary.to_dict(), indent=1) + "\n").encode())
     write_atomic(folder / TABLES_MD, markdown(summary).encode("utf-8", "backslashreplace"))
     written = [folder / name for name in (SCORES_CSV, SUMMARY_JSON, TABLES_MD)]
+    if summary.instances:
+        lines = [json.dumps(jsonable(asdict(one)), allow_nan=False) + "\n" for one in summary.instances]
+        write_atomic(folder / RESULTS_JSONL, "".join(lines).encode())
+        written.append(folder / RESULTS_JSONL)
     data = _parquet(header, table)
     if data is None:
         return written, (f'{SCORES_PARQUET} needs pyarrow and is left out; install it with: pip install "pathorestore[parquet]"',)
@@ -83,8 +89,20 @@ def terminal_text(summary: Summary) -> str:
     if summary.comparisons and not claims:
         reasons = Counter(one.reason or "no difference is clear enough" for one in summary.comparisons)
         lines.append(f"nothing is claimed: {reasons.most_common(1)[0][0]}")
+    if summary.instances:
+        lines.append(win_count(summary))
     lines += [f"note: {note}" for note in summary.notes]
     return "\n".join(lines)
+
+
+def win_count(summary: Summary) -> str:
+    """In how many instances of a task and a metric the reference beats the best other method, in a sentence."""
+    outcomes = Counter(one.outcome for one in summary.instances)
+    instances = counted(len(summary.instances), "instance")
+    return (
+        f"{summary.reference} beats the best other method in {outcomes['win']} of {instances} of a task and a metric, and loses in "
+        f"{outcomes['loss']} (better mean, Wilcoxon, Holm-adjusted p < {summary.level:g})"
+    )
 
 
 def markdown(summary: Summary) -> str:
@@ -98,6 +116,10 @@ def markdown(summary: Summary) -> str:
     if summary.comparisons:
         header = ["metric", f"{summary.reference} against", "difference", "median", "p", "p, Holm", "wins", "verdict"]
         parts += ["## Comparisons", _grid(header, [_compared(summary, one) for one in summary.comparisons])]
+    if summary.instances:
+        header = ["task", "metric", "n", summary.reference, "best other", "", "gain", "median", "p", "p, Holm", "outcome"]
+        parts += ["## Tasks", f"{_cell(win_count(summary))}. Intervals of 95 % by Student's t."]
+        parts.append(_grid(header, [_instance(summary, one) for one in summary.instances]))
     if summary.set_scores:
         sets = [[label, method, f"{value:.4g}", note] for label, method, value, note in summary.set_scores]
         parts += ["## Sets of images", _grid(["distance", "method", "value", "of"], sets)]
@@ -155,6 +177,16 @@ def _compared(summary: Summary, one: Compared) -> list[str]:
         f"{one.wins}/{one.images}",
         told,
     ]
+
+
+def _instance(summary: Summary, one: Instance) -> list[str]:
+    column = next(column for column in summary.columns if column.key == one.column)
+    means = [[_digits(column, value) for value in interval] for interval in (one.mean, one.best_mean)]
+    mine, best = (f"{mean} [{low}, {high}]" for mean, low, high in means)
+    gain = _DASH if math.isnan(one.relative_gain) else f"{100 * one.relative_gain:+.1f} %"
+    median = _digits(column, one.median_difference, sign="+")
+    n = counted(one.n, one.unit)
+    return [one.task, _title(column), n, mine, best, one.best, gain, median, p_value(one.p), p_value(one.p_holm), one.outcome or one.reason]
 
 
 def _mean(summary: Summary, column: Column, method: str) -> str:

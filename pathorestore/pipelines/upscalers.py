@@ -164,7 +164,9 @@ def _histo_diffusion(options: UpscaleOptions, device: str) -> ReadyUpscaler:
 
     assert options.model is not None
     system = HistoDiffusion.from_pretrained(options.model, revision=options.revision)
-    return _generative(system.with_settings(_wished_settings(system.settings, options)).to(device), options, device)
+    return _generative(
+        system.with_settings(wished_settings(system.settings, steps=options.steps, sampler=options.sampler)).to(device), options, device
+    )
 
 
 def _generative(system: "HistoDiffusion", options: UpscaleOptions, device: str) -> ReadyUpscaler:
@@ -202,7 +204,7 @@ def _lpfm(options: UpscaleOptions, device: str) -> ReadyUpscaler:
 
     folder = EMBEDDED_WEIGHTS / DEFAULT_PROMPTED if options.model is None else options.model
     lpfm = LPFM.from_pretrained(folder, revision=options.revision)
-    lpfm = lpfm.with_settings(_wished_settings(lpfm.settings, options)).to(device)
+    lpfm = lpfm.with_settings(wished_settings(lpfm.settings, steps=options.steps, sampler=options.sampler)).to(device)
     scale = options.target.scale or 1.0
     spec = lpfm.asked(options.prompt, task=options.task, source=options.source, scale=options.target.scale)
     system = lpfm.working(spec)
@@ -230,9 +232,10 @@ def _chosen(wish: int | None, default: int) -> int:
     return default if wish is None else wish
 
 
-def _wished_settings(settings: "SamplingSettings", options: UpscaleOptions) -> "SamplingSettings":
+def wished_settings(settings: "SamplingSettings", *, steps: int | None, sampler: "SamplerName | None") -> "SamplingSettings":
+    """The settings with wishes for steps and sampler, if there are any. Raises ValueError where these do not fit."""
     try:
-        return replace(settings, steps=_chosen(options.steps, settings.steps), sampler=options.sampler or settings.sampler)
+        return replace(settings, steps=_chosen(steps, settings.steps), sampler=sampler or settings.sampler)
     except ValueError as error:
         raise ValueError(f"--steps or --sampler: {error}") from None
 
