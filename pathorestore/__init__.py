@@ -43,6 +43,8 @@ if TYPE_CHECKING:
     )
     from pathorestore.models.prompted import (
         FusionConfig as FusionConfig,
+        PromptedRestormer as PromptedRestormer,
+        PromptedRestormerConfig as PromptedRestormerConfig,
         PromptedSwinIR as PromptedSwinIR,
         PromptedSwinIRConfig as PromptedSwinIRConfig,
         PromptFusion as PromptFusion,
@@ -67,6 +69,8 @@ _HOMES = {
     "ClipTextEncoder": "models.text",
     "FusionConfig": "models.prompted",
     "PromptFusion": "models.prompted",
+    "PromptedRestormer": "models.prompted",
+    "PromptedRestormerConfig": "models.prompted",
     "PromptedSwinIR": "models.prompted",
     "PromptedSwinIRConfig": "models.prompted",
     "ContrastiveEncoder": "models.contrastive",

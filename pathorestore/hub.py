@@ -137,9 +137,13 @@ def save_parts(
 
 
 def load_parts(
-    folder_or_repo_id: str | os.PathLike[str], classes: Mapping[str, type[Pretrained]], *, system: str, revision: str | None = None
+    folder_or_repo_id: str | os.PathLike[str],
+    classes: Mapping[str, type[Pretrained] | tuple[type[Pretrained], ...]],
+    *,
+    system: str,
+    revision: str | None = None,
 ) -> dict[str, Any]:
-    """The parts that `save_parts` stored, by name, each an instance of its class in `classes`; a part that was not saved is absent.
+    """The parts that `save_parts` stored, by name, each of its class in `classes`, or one of several; a part that was not saved is absent.
 
     Raises ConfigError where the folder holds another system or a part that `classes` does not name; else as `Pretrained.from_pretrained`.
     """
@@ -147,7 +151,13 @@ def load_parts(
     stored = _read_system(folder, system)
     if not isinstance(stored["parts"], dict) or set(stored["parts"]) - set(classes):
         raise ConfigError(f"{folder / SYSTEM_FILE} lists the parts {stored['parts']}; a {system} knows {', '.join(classes)}")
-    return {name: classes[name].from_pretrained(folder / name) for name in stored["parts"]}
+    return {name: _one_of(classes[name], kind).from_pretrained(folder / name) for name, kind in stored["parts"].items()}
+
+
+def _one_of(classes: type[Pretrained] | tuple[type[Pretrained], ...], kind: object) -> type[Pretrained]:
+    """The class of that name, or the first, which then says what it found instead."""
+    several = classes if isinstance(classes, tuple) else (classes,)
+    return next((cls for cls in several if cls.__name__ == kind), several[0])
 
 
 def load_settings(folder_or_repo_id: str | os.PathLike[str], cls: type[T], *, system: str, revision: str | None = None) -> T:

@@ -21,6 +21,8 @@ from pathorestore.data.task_prompts import UnknownPrompt  # noqa: E402
 from pathorestore.data.tasks import Task  # noqa: E402
 from pathorestore.models.contrastive import ContrastiveEncoder, ContrastiveEncoderConfig  # noqa: E402
 from pathorestore.models.controlled import ControlledUNet, LatentUNet, LatentUNetConfig  # noqa: E402
+from pathorestore.models.pformer import RestormerConfig  # noqa: E402
+from pathorestore.models.prompted import PromptedRestormer  # noqa: E402
 from pathorestore.models.text import ByteTextConfig  # noqa: E402
 from pathorestore.pipelines.controlled import ControlledSampler, SamplingSettings  # noqa: E402
 from pathorestore.pipelines.histo_diffusion import HistoDiffusion  # noqa: E402
@@ -143,7 +145,19 @@ def test_presets_fit_together(size):
     assert made.contrastive.dim == made.fusion.config.image_dim
     assert made.contrastive.config.degradation_dim == made.fusion.config.degradation_dim
     if size == "tiny":
-        assert sum(parameter.numel() for parameter in made.parameters()) == pytest.approx(6.0e6, rel=0.01)
+        assert sum(parameter.numel() for parameter in made.parameters()) == pytest.approx(5.82e6, rel=0.01)
+
+
+def test_a_restormer_can_be_the_first_stage(image, tmp_path):
+    sizes = RestormerConfig(dim=8, blocks=(1, 1, 1, 1), refinement=0, heads=(1, 1, 1, 1), gamma=1.0)
+    model = awake_lpfm(replace(LPFMConfig.nano(), coarse=sizes))
+    first, second = (model(image, prompt, coarse_only=True) for prompt in (DENOISE, DEBLUR))
+    assert not torch.allclose(first, second, atol=1e-4)
+    assert model(image, DENOISE).shape == image.shape
+    model.save_pretrained(tmp_path / "x")
+    back = LPFM.from_pretrained(tmp_path / "x")
+    assert isinstance(back.coarse, PromptedRestormer)
+    assert torch.equal(back(image, DENOISE), model(image, DENOISE))
 
 
 def test_a_hint_shows_the_given_image_to_the_branch(image):

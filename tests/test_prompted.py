@@ -1,5 +1,7 @@
 """Prompts on their way to the networks: text encoders, what is told, and FiLM that adds nothing at first."""
 
+import shutil
+
 import pytest
 import torch
 from torchmetrics.functional.image import structural_similarity_index_measure
@@ -11,7 +13,16 @@ from pathorestore.degradations.composed import Theta
 from pathorestore.hub import WeightsError
 from pathorestore.metrics.fidelity import psnr
 from pathorestore.models.contrastive import ContrastiveEncoder, ContrastiveEncoderConfig
-from pathorestore.models.prompted import FusionConfig, PromptedSwinIR, PromptedSwinIRConfig, PromptFusion, told
+from pathorestore.models.pformer import RestormerConfig
+from pathorestore.models.prompted import (
+    FusionConfig,
+    PromptedRestormer,
+    PromptedRestormerConfig,
+    PromptedSwinIR,
+    PromptedSwinIRConfig,
+    PromptFusion,
+    told,
+)
 from pathorestore.models.swinir import SwinIRConfig
 from pathorestore.models.text import ByteTextConfig, ByteTextEncoder, ClipTextEncoder, TextEncoder
 from pathorestore.pipelines.histo_diffusion import HistoDiffusion, HistoDiffusionConfig
@@ -53,7 +64,8 @@ def opened(coarse):
     with torch.no_grad():
         for parameter in coarse.film.parameters():
             parameter.normal_(std=0.1)
-        coarse.net.conv_last.weight.normal_(std=0.1)
+        last = coarse.net.output if isinstance(coarse, PromptedRestormer) else coarse.net.conv_last
+        last.weight.normal_(std=0.1)
     return coarse
 
 
@@ -130,6 +142,40 @@ def test_film_scales_and_shifts_what_each_group_gives(parts):
     net(image, film=film)
     gamma, beta = film[0][:, None, None].chunk(2, dim=-1)
     assert torch.allclose(seen[1][0], (1 + gamma) * seen[0][1] + beta, atol=1e-6)
+
+
+@pytest.fixture
+def restormer():
+    torch.manual_seed(0)
+    sizes = RestormerConfig(dim=8, blocks=(1, 1, 1, 1), refinement=1, heads=(1, 1, 1, 1), gamma=1.0)
+    made = PromptedRestormer(PromptedRestormerConfig(restormer=sizes, vector_dim=FUSION.vector_dim)).eval()
+    torch.nn.init.normal_(made.net.output.weight, std=0.1)
+    return made
+
+
+def test_a_restormer_is_plain_at_first_and_listens_once_its_film_is_opened(restormer):
+    image, vector = torch.rand(2, 3, 17, 24), torch.randn(2, FUSION.vector_dim)
+    with torch.no_grad():
+        assert torch.equal(restormer(image, vector), restormer.net(image))
+        assert not torch.allclose(opened(restormer)(image, vector), restormer.net(image), atol=1e-4)
+
+
+def test_film_scales_and_shifts_what_each_level_of_a_restormer_gives(restormer):
+    net, image = restormer.net, torch.rand(2, 3, 16, 16)
+    levels = ("encoder_level1", "encoder_level2", "encoder_level3", "latent")
+    levels += ("decoder_level3", "decoder_level2", "decoder_level1", "refinement")
+    widths = [getattr(net, level)[0].ffn.project_in.in_channels for level in levels]
+    assert list(restormer.config.restormer.level_widths) == widths
+    film = [torch.randn(2, 2 * width) for width in widths]
+    seen = {}
+    for level in levels:
+        getattr(net, level)[-1].register_forward_hook(lambda _m, _g, made, level=level: seen.update({level: made}))
+    net.output.register_forward_hook(lambda _m, given, _made: seen.update(output=given[0]))
+    net.down1_2.register_forward_hook(lambda _m, given, _made: seen.update(down=given[0]))
+    net(image, film=film)
+    for place, level, then in ((0, "encoder_level1", "down"), (-1, "refinement", "output")):
+        gamma, beta = film[place][..., None, None].chunk(2, dim=1)
+        assert torch.allclose(seen[then], (1 + gamma) * seen[level] + beta, atol=1e-6)
 
 
 def test_what_is_told_is_text_and_what_the_encoder_saw(parts):
@@ -357,5 +403,9 @@ def test_a_system_starts_from_the_parts_of_the_stages_before(system, tmp_path):
         assert torch.equal(told_something, diffusion.sampler.denoiser(state, t, condition, context=context))
     assert torch.equal(begun.text(["a"]).pooled, system.text.eval()(["a"]).pooled)
     assert prompted_system(tmp_path / "parts", diffusion=tmp_path / "diffusion", fusion=FUSION, hint=True).sampler.sees_given
+    shutil.rmtree(tmp_path / "parts" / "coarse")
+    PromptedRestormer(PromptedRestormerConfig(vector_dim=FUSION.vector_dim)).save_pretrained(tmp_path / "parts" / "coarse")
+    other = prompted_system(tmp_path / "parts", diffusion=tmp_path / "diffusion", fusion=FUSION)
+    assert isinstance(other.coarse, PromptedRestormer)
     with pytest.raises(FileNotFoundError, match=r"holds no trained coarse; train it first .*prompted_coarse_tiny"):
         prompted_system(tmp_path / "diffusion", diffusion=tmp_path / "diffusion", fusion=FUSION)

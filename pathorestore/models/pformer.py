@@ -3,7 +3,7 @@
 Restormer: Zamir et al., CVPR 2022. P-former: Mixture of Prompts, arXiv 2503.12399, sec. 3.3 and eq. 3. Written from the equations.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -45,6 +45,12 @@ class RestormerConfig:
                 raise ValueError(
                     f"level {level + 1} has {self.dim << level} channels, which its {heads} heads do not divide; change dim or heads"
                 )
+
+    @property
+    def level_widths(self) -> tuple[int, ...]:
+        """Channels of each level in order of execution: three down, the latent, three up, the refinement."""
+        one, two, three, four = (self.dim << level for level in range(4))
+        return (one, two, three, four, three, two, two, two)
 
     def hidden(self, channels: int) -> int:
         """Hidden channels of the feed-forward network at a level of `channels`."""
@@ -143,18 +149,26 @@ class _UShape(nn.Module):
         # untrained, the network all but returns its input: hundreds of steps are not spent on finding that out
         nn.init.normal_(self.output.weight, std=1e-3)
 
-    def run(self, image: Tensor, hints: Tensor | None, signals: Iterator[tuple[Tensor, ...]]) -> Tensor:
+    def run(
+        self, image: Tensor, hints: Tensor | None, signals: Iterator[tuple[Tensor, ...]], film: Sequence[Tensor] | None = None
+    ) -> Tensor:
         """The network on an image of any size and its hints, which may be None or have no channels where the network takes none.
 
-        signals: yields what each block's feed-forward network receives, in order of execution. Raises ValueError for hints that do not fit.
+        signals: yields what each block's feed-forward network receives, in order of execution. film: for each level gamma and beta,
+        concatenated, b 2 c. Raises ValueError for hints that do not fit.
         """
         height, width = image.shape[-2:]
         padded = pad_to(self._with_hints(image, hints), round_up(height, MULTIPLE_PX), round_up(width, MULTIPLE_PX))
 
+        told = iter(film or ())
+
         def through(level: nn.Module, x: Tensor) -> Tensor:
             for block in level.children():
                 x = block(x, *next(signals))
-            return x
+            if film is None:
+                return x
+            gamma, beta = next(told)[..., None, None].chunk(2, dim=1)
+            return (1 + gamma) * x + beta
 
         enc1 = through(self.encoder_level1, self.patch_embed["proj"](padded))
         enc2 = through(self.encoder_level2, self.down1_2(enc1))
@@ -185,15 +199,16 @@ class _UShape(nn.Module):
 class Restormer(_UShape, Pretrained):
     """Restormer: degraded images b 3 h w in [0, 1], and hints b c h w if any, -> restored images, unclamped.
 
-    Published weights load by name.
+    film: for each of `RestormerConfig.level_widths` gamma and beta of (1 + gamma) x + beta, concatenated, b 2 c. Published weights load by
+    name.
     """
 
     def __init__(self, config: RestormerConfig):
         super().__init__(config, lambda channels: GDFN(channels, config.hidden(channels)))
         self.config = config
 
-    def forward(self, degraded: Tensor, hints: Tensor | None = None) -> Tensor:
-        return self.run(degraded, hints, iter(lambda: (), None))
+    def forward(self, degraded: Tensor, hints: Tensor | None = None, *, film: Sequence[Tensor] | None = None) -> Tensor:
+        return self.run(degraded, hints, iter(lambda: (), None), film)
 
 
 class PFormer(_UShape, Pretrained):

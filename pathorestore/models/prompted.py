@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from pathorestore.hub import Pretrained
 from pathorestore.models.contrastive import THETA_DIM, Impression
+from pathorestore.models.pformer import MULTIPLE_PX, Restormer, RestormerConfig
 from pathorestore.models.swinir import SwinIR, SwinIRConfig
 from pathorestore.models.text import Text
 
@@ -120,9 +121,14 @@ class PromptedSwinIRConfig:
         if self.vector_dim < 1 or self.swinir.upsampler == "none":
             raise ValueError(f"expected a vector, and a SwinIR that gives an image; got {self}")
 
+    @property
+    def multiple(self) -> int:
+        """Sides of an image are padded to it."""
+        return self.swinir.multiple
+
     @classmethod
     def tiny(cls) -> Self:
-        """0.5 M parameters."""
+        """0.37 M parameters."""
         return cls()
 
     @classmethod
@@ -151,3 +157,55 @@ class PromptedSwinIR(nn.Module, Pretrained):
         """Images b 3 h w in [0, 1] -> images of their size, unclamped."""
         modulated: Tensor = self.net(image, film=[layer(vector) for layer in self.film])
         return modulated
+
+
+@dataclass(frozen=True, kw_only=True)
+class PromptedRestormerConfig:
+    """Sizes of a `PromptedRestormer`. vector_dim: of what it is told."""
+
+    restormer: RestormerConfig = field(default_factory=RestormerConfig.tiny)
+    vector_dim: int = field(default_factory=lambda: FusionConfig().vector_dim)
+
+    def __post_init__(self) -> None:
+        if self.vector_dim < 1 or self.restormer.hint_channels:
+            raise ValueError(f"expected a vector, and no hint_channels; got {self}")
+
+    @property
+    def multiple(self) -> int:
+        """Sides of an image are padded to it."""
+        return MULTIPLE_PX
+
+    @classmethod
+    def tiny(cls) -> Self:
+        """1.0 M parameters."""
+        return cls()
+
+    @classmethod
+    def base(cls) -> Self:
+        """For the base encoders."""
+        return cls(restormer=RestormerConfig.base(), vector_dim=FusionConfig.base().vector_dim)
+
+    @classmethod
+    def paper(cls) -> Self:
+        """Restormer as published, which the published code has as its other coarse network, told a vector."""
+        return cls(restormer=RestormerConfig.paper(), vector_dim=FusionConfig.paper().vector_dim)
+
+
+class PromptedRestormer(nn.Module, Pretrained):
+    """A Restormer whose levels are each followed by (1 + gamma) x + beta of a vector b v, zero at first: then it is the Restormer."""
+
+    def __init__(self, config: PromptedRestormerConfig):
+        super().__init__()
+        self.config = config
+        self.net = Restormer(config.restormer)
+        self.film = nn.ModuleList(nn.Linear(config.vector_dim, 2 * width) for width in config.restormer.level_widths)
+        for parameter in self.film.parameters():
+            nn.init.zeros_(parameter)
+
+    def forward(self, image: Tensor, vector: Tensor) -> Tensor:
+        """Images b 3 h w in [0, 1] -> images of their size, unclamped."""
+        modulated: Tensor = self.net(image, film=[layer(vector) for layer in self.film])
+        return modulated
+
+
+PromptedCoarse = PromptedSwinIR | PromptedRestormer

@@ -23,7 +23,16 @@ from pathorestore.image import check_image
 from pathorestore.models.autoencoder import AutoencoderConfig, LatentAutoencoder
 from pathorestore.models.contrastive import ContrastiveEncoder, ContrastiveEncoderConfig, Impression
 from pathorestore.models.controlled import ControlNet, LatentUNet, LatentUNetConfig
-from pathorestore.models.prompted import FusionConfig, PromptedSwinIR, PromptedSwinIRConfig, PromptFusion
+from pathorestore.models.pformer import RestormerConfig
+from pathorestore.models.prompted import (
+    FusionConfig,
+    PromptedCoarse,
+    PromptedRestormer,
+    PromptedRestormerConfig,
+    PromptedSwinIR,
+    PromptedSwinIRConfig,
+    PromptFusion,
+)
 from pathorestore.models.swinir import SwinIRConfig
 from pathorestore.models.text import ByteTextConfig, ByteTextEncoder, TextEncoder
 from pathorestore.pipelines.controlled import ControlledSampler, SamplingSettings
@@ -31,11 +40,11 @@ from pathorestore.pipelines.histo_diffusion import HistoDiffusion, HistoDiffusio
 from pathorestore.pipelines.restorer import Progress, silent
 
 _SYSTEM = "LPFM"
-_PARTS: dict[str, type[Pretrained]] = {
+_PARTS: dict[str, type[Pretrained] | tuple[type[Pretrained], ...]] = {
     "text": ByteTextEncoder,
     "contrastive": ContrastiveEncoder,
     "fusion": PromptFusion,
-    "coarse": PromptedSwinIR,
+    "coarse": (PromptedSwinIR, PromptedRestormer),
     "autoencoder": LatentAutoencoder,
     "unet": LatentUNet,
     "control": ControlNet,
@@ -50,7 +59,7 @@ class LPFMConfig:
     text: ByteTextConfig
     contrastive: ContrastiveEncoderConfig
     fusion: FusionConfig
-    coarse: SwinIRConfig
+    coarse: SwinIRConfig | RestormerConfig
     autoencoder: AutoencoderConfig
     unet: LatentUNetConfig
     settings: SamplingSettings
@@ -58,11 +67,10 @@ class LPFMConfig:
 
     @classmethod
     def tiny(cls) -> "LPFMConfig":
-        """6.0 M parameters, for laptops."""
+        """5.8 M parameters, for laptops."""
         settings = replace(HistoDiffusionConfig.tiny().settings, sampler="dpm++", steps=5, colours="density")
-        return cls._on(
-            HistoDiffusionConfig.tiny(), ByteTextConfig.tiny(), ContrastiveEncoderConfig.tiny(), FusionConfig.tiny(), settings=settings
-        )
+        parts = replace(HistoDiffusionConfig.tiny(), restoration=PromptedSwinIRConfig.tiny().swinir)
+        return cls._on(parts, ByteTextConfig.tiny(), ContrastiveEncoderConfig.tiny(), FusionConfig.tiny(), settings=settings)
 
     @classmethod
     def base(cls) -> "LPFMConfig":
@@ -109,7 +117,7 @@ class LPFM(nn.Module):
 
     def __init__(
         self,
-        coarse: PromptedSwinIR,
+        coarse: PromptedCoarse,
         text: TextEncoder,
         fusion: PromptFusion,
         sampler: ControlledSampler,
@@ -143,7 +151,12 @@ class LPFM(nn.Module):
         channels = config.autoencoder.channels
         control = ControlNet.from_unet(unet, condition_channels=2 * channels if config.hint else channels)
         sampler = ControlledSampler(LatentAutoencoder(config.autoencoder), unet, control, config.settings)
-        coarse = PromptedSwinIR(PromptedSwinIRConfig(swinir=config.coarse, vector_dim=config.fusion.vector_dim))
+        width = config.fusion.vector_dim
+        coarse: PromptedCoarse
+        if isinstance(config.coarse, RestormerConfig):
+            coarse = PromptedRestormer(PromptedRestormerConfig(restormer=config.coarse, vector_dim=width))
+        else:
+            coarse = PromptedSwinIR(PromptedSwinIRConfig(swinir=config.coarse, vector_dim=width))
         contrastive = ContrastiveEncoder(config.contrastive)
         return cls(coarse, ByteTextEncoder(config.text), PromptFusion(config.fusion), sampler, contrastive=contrastive)
 
@@ -301,14 +314,14 @@ class LPFM(nn.Module):
 class _Told(nn.Module):
     """A coarse network that is told one thing, 1 v, whatever the image."""
 
-    def __init__(self, coarse: PromptedSwinIR, vector: Tensor):
+    def __init__(self, coarse: PromptedCoarse, vector: Tensor):
         super().__init__()
         self.coarse, self.vector = coarse, vector
 
     @property
-    def config(self) -> SwinIRConfig:
+    def config(self) -> PromptedSwinIRConfig | PromptedRestormerConfig:
         """Of the network."""
-        return self.coarse.config.swinir
+        return self.coarse.config
 
     def forward(self, image: Tensor) -> Tensor:
         made: Tensor = self.coarse(image, self.vector.expand(len(image), -1))

@@ -28,7 +28,7 @@ from pathorestore.models.iste import Search, TextureDecoder
 from pathorestore.models.optics_prompt import NoOptics, OpticsPrompt
 from pathorestore.models.pdiffusion import PDiffusion
 from pathorestore.models.pformer import PFormer, Restormer
-from pathorestore.models.prompted import PromptedSwinIR, PromptFusion
+from pathorestore.models.prompted import PromptedRestormer, PromptedSwinIR, PromptFusion
 from pathorestore.models.prompts import EdgePrompt, PathologyPrompt, Prompter
 from pathorestore.models.swinir import SwinIR
 from pathorestore.models.text import ByteTextEncoder
@@ -59,6 +59,7 @@ _CLASSES: dict[str, type[Pretrained]] = {
     "QualityPrompt": QualityPrompt,
     "SwinIR": SwinIR,
     "PromptedSwinIR": PromptedSwinIR,
+    "PromptedRestormer": PromptedRestormer,
     "PromptFusion": PromptFusion,
     "ByteTextEncoder": ByteTextEncoder,
     "TextureDecoder": TextureDecoder,

@@ -21,7 +21,7 @@ from pathorestore.models.encoders import PathologyEncoder, TinyEncoder
 from pathorestore.models.optics_prompt import NoOptics, OpticsPrompt
 from pathorestore.models.pdiffusion import PDiffusion
 from pathorestore.models.pformer import PFormer
-from pathorestore.models.prompted import FusionConfig, PromptedSwinIR, PromptFusion
+from pathorestore.models.prompted import FusionConfig, PromptedCoarse, PromptedRestormer, PromptedSwinIR, PromptFusion
 from pathorestore.models.prompts import EdgePrompt, EdgePromptConfig, PathologyPrompt, Prompter
 from pathorestore.models.stable_diffusion import load_stable_diffusion
 from pathorestore.models.swinir import SwinIR
@@ -114,8 +114,16 @@ def prompted_system(
     else:
         control = _with_vector(_part(ControlNet, diffusion, "control"), sizes.vector_dim)
     parts = {"unet": unet, "control": control, "autoencoder": trained_autoencoder(diffusion), "fusion": PromptFusion(sizes)}
-    parts |= {"coarse": _part(PromptedSwinIR, folder, "coarse", stage="prompted_coarse"), "text": _part(ByteTextEncoder, folder, "text")}
+    parts |= {"coarse": _prompted_coarse(folder), "text": _part(ByteTextEncoder, folder, "text")}
     return LPFM.from_parts(parts | {"contrastive": trained_contrastive(folder)}, settings or SamplingSettings())
+
+
+def _prompted_coarse(folder: Folder) -> PromptedCoarse:
+    config = _root(folder) / "coarse" / "config.json"
+    restormer = config.exists() and f'"{PromptedRestormer.__name__}"' in config.read_text(encoding="utf-8")
+    if restormer:
+        return _part(PromptedRestormer, folder, "coarse", stage="prompted_coarse")
+    return _part(PromptedSwinIR, folder, "coarse", stage="prompted_coarse")
 
 
 N = TypeVar("N", LatentUNet, ControlNet)

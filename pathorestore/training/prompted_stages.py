@@ -19,7 +19,7 @@ from pathorestore.hub import Pretrained
 from pathorestore.metrics.fidelity import psnr
 from pathorestore.models.autoencoder import LatentAutoencoder
 from pathorestore.models.contrastive import ContrastiveEncoder, Impression
-from pathorestore.models.prompted import PromptedSwinIR, told
+from pathorestore.models.prompted import PromptedCoarse, told
 from pathorestore.models.text import ByteTextEncoder
 from pathorestore.pipelines.controlled import SamplingSettings
 from pathorestore.pipelines.lpfm import LPFM
@@ -114,7 +114,7 @@ class PromptedCoarseStage(Stage):
 
     def __init__(
         self,
-        coarse: PromptedSwinIR,
+        coarse: PromptedCoarse,
         text: ByteTextEncoder,
         contrastive: ContrastiveEncoder,
         *,
