@@ -113,6 +113,29 @@ def test_noise_that_stays_is_the_same_in_both_images(sharp):
         assert example.wanted.std() > 0.005 or example.theta.jpeg_quality < 50 or example.theta.noise_std < 0.02
 
 
+@pytest.mark.parametrize("task", [task for task in builtin_tasks() if task.example], ids=lambda task: task.name)
+def test_what_a_task_is_judged_by_has_what_it_is_for_alone_and_always(sharp, task):
+    own = {"sr": [2], "deblur": [0, 1], "denoise": [3], "restore_jpeg": [4]}.get(task.name)
+    for number in range(40):
+        given, wanted, theta = task.tried(sharp, stream(number))
+        done = theta.normalised()[0].nonzero().flatten().tolist()
+        if own is not None:
+            assert done == own
+            assert torch.equal(wanted, sharp)
+        elif task.name.startswith("stain_"):
+            assert torch.equal(given, sharp)
+        else:
+            assert done
+        if task.translates:
+            assert torch.equal(wanted, synthetic_stain(sharp, task.target))
+
+
+def test_tasks_of_photographed_pairs_have_no_trial(sharp):
+    task = next(task for task in builtin_tasks() if task.name == "stain_af")
+    with pytest.raises(ValueError, match="the task stain_af learns from photographed pairs"):
+        task.tried(sharp, stream(0))
+
+
 @pytest.mark.parametrize("target", SYNTHETIC_STAINS)
 def test_translations_want_the_stain_of_the_sharp_image(target, sharp):
     for name in (f"stain_{target}", f"restore_stain_{target}"):
