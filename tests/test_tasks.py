@@ -170,3 +170,11 @@ def test_a_task_of_ones_own_is_a_few_lines(sharp):
     mine = Task(name="invert", templates=("invert the colours of the {source} image",), example=inverted)
     assert parse("invert the colours of the PAS image", [*TASKS, mine]).task is mine
     assert torch.equal(mine.example(sharp, stream(0)).given, 1 - sharp)
+
+
+def test_words_of_ones_own_are_known_however_their_places_are_written():
+    mine = Task(name="zoom", templates=("zoom {scale:.1f} times into {source}, yes {scale:.1f} times",))
+    told = parse("Zoom 2.5 times into PAS, yes 2.5 times", [mine])
+    assert (told.task, told.scale, told.source) == (mine, 2.5, "pas")
+    assert told.text == "zoom 2.5 times into PAS, yes 2.5 times"
+    assert parse("zoom 2.5 times into PAS, yes 3 times", [mine]).task is None

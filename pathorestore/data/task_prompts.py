@@ -3,6 +3,7 @@
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
+from string import Formatter
 
 import torch
 
@@ -121,12 +122,16 @@ def spec_of(tasks: Sequence[Task], *, task: str, source: str = "he", scale: floa
 
 
 def _pattern(template: str, task: Task) -> re.Pattern[str]:
-    words = re.escape(template)
-    words = words.replace(re.escape("{scale:g}"), _NUMBER, 1).replace(re.escape("{scale}"), _NUMBER, 1)
-    words = words.replace(re.escape("{target}"), _either(task.target))
     # a stain that nobody listed may have any short name
     sources = "|".join(re.escape(name) for name in (*STAINS.values(), *STAINS))
-    words = words.replace(re.escape("{source}"), rf"(?P<source>{sources}|[\w&+-]+)", 1)
+    first = {"scale": _NUMBER, "source": rf"(?P<source>{sources}|[\w&+-]+)"}
+    words = ""
+    for text, place, _, _ in Formatter().parse(template):
+        words += re.escape(text)
+        if place == "target":
+            words += _either(task.target)
+        elif place is not None:
+            words += first.pop(place, f"(?P={place})")
     return re.compile(words, re.IGNORECASE)
 
 

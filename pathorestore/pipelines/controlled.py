@@ -183,9 +183,9 @@ class ControlledSampler(nn.Module):
 
     def _predicted(self, state: Tensor, steps: Tensor, condition: Tensor) -> Tensor:
         def told(guidance: Guidance | None) -> Tensor:
-            words = (
-                {} if guidance is None else {name: value.expand(len(state), *value.shape[1:]) for name, value in guidance._asdict().items()}
-            )
+            # told once, before the parts may have gone to another device
+            said = {} if guidance is None else guidance._asdict()
+            words = {name: value.to(state.device).expand(len(state), *value.shape[1:]) for name, value in said.items()}
             predicted: Tensor = self.denoiser(state, steps, condition, **words)
             return predicted
 

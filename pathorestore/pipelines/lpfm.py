@@ -324,5 +324,5 @@ class _Told(nn.Module):
         return self.coarse.config
 
     def forward(self, image: Tensor) -> Tensor:
-        made: Tensor = self.coarse(image, self.vector.expand(len(image), -1))
+        made: Tensor = self.coarse(image, self.vector.to(image.device).expand(len(image), -1))
         return made
