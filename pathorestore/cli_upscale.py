@@ -82,6 +82,8 @@ def _fill_prompted(command: "ArgumentParser", *, verb: str) -> None:
         "--from", dest="source", type=str, default=None, help="stain of the inputs: he (default), pas, ihc, masson, af, ..."
     )
     command.add_argument("--model", type=str, default=None, help="lpfm-tiny (default), folder, or hub repository owner/name")
+    caption = "leave the caption out of the corner of virtually stained images; their record says what they are all the same"
+    command.add_argument("--unmarked", action="store_true", help=caption)
     _fill_work(command, verb=verb)
 
 
@@ -215,6 +217,7 @@ def _work(
         progress=bar("tile"),
         notice=ready.notice,
         knows_compression=ready.knows_compression,
+        captions=() if arguments.get("unmarked", True) else ready.captions,
         risk=risk,
         replace_maps=arguments.skip_existing,
         **shared,

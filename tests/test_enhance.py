@@ -6,6 +6,7 @@ from xml.etree import ElementTree
 import numpy as np
 import pytest
 import tifffile
+import torch
 from PIL import Image
 
 from pathorestore._torchvision import ensure_torchvision
@@ -18,6 +19,7 @@ from slide_samples import level_pixels, tissue_pixels, write_slide  # noqa: E402
 
 from pathorestore import cli  # noqa: E402
 from pathorestore.image import from_uint8, to_uint8  # noqa: E402
+from pathorestore.pipelines.caption import captioned  # noqa: E402
 from pathorestore.pipelines.provenance import GENERATED_NOTICE, RESTORED_NOTICE, STAINED_NOTICE, read_provenance  # noqa: E402
 
 DENOISE = "denoise the H&E image"
@@ -119,6 +121,52 @@ def test_virtual_stains_are_marked_whatever_made_them(image, tmp_path, run, coar
     told = record.parameters
     assert (told["virtual_stain"], told["task"], told["generative"]) == ("pas", "stain_pas", True)
     assert told["prompt"] == "translate the H&E image to a PAS stained image"
+
+
+def test_a_virtual_stain_says_so_in_its_corner_unless_told_not_to(tmp_path, run):
+    Image.fromarray(tissue_pixels(150, 320)).save(tmp_path / "in.png")
+    for out, words in (("a", []), ("b", ["--unmarked"])):
+        command = ["stain", tmp_path / "in.png", "-o", f"{tmp_path}/{out}/", "--to", "masson", "--coarse-only", *SMALL, *words]
+        assert run(*command)[0] == 0
+    marked, plain = (np.asarray(Image.open(tmp_path / out / "in.virtual-masson.png")).astype(int) for out in "ab")
+    rows, columns = np.nonzero((marked != plain).any(axis=2))
+    assert rows.min() > 120
+    assert columns.min() == 0
+    assert marked[rows.min() :, : columns.max()].max() > 240
+    caption = read_provenance(tmp_path / "a" / "in.virtual-masson.png").parameters["caption"]
+    assert caption == "virtual Masson trichrome, stained by AI"
+    assert "caption" not in read_provenance(tmp_path / "b" / "in.virtual-masson.png").parameters
+    # what is enhanced and not stained has none
+    command = ["enhance", tmp_path / "in.png", "-o", f"{tmp_path}/c/", "--prompt", DENOISE, "--coarse-only", *SMALL]
+    assert run(*command)[0] == 0
+    assert "caption" not in read_provenance(tmp_path / "c" / "in.png").parameters
+
+
+CAPTIONS = ("virtual Masson trichrome, stained by AI", "virtual stain", "AI")
+
+
+@pytest.mark.parametrize(("height", "width"), [(64, 64), (64, 900), (900, 64), (200, 150), (2000, 3000)])
+def test_the_longest_caption_that_fits_stands_in_the_corner(height, width):
+    image = torch.full((1, 3, height, width), 0.6)
+    drawn = captioned(image, CAPTIONS)
+    rows, columns = (drawn != image).any(1)[0].nonzero().unbind(1)
+    assert drawn.min() >= 0
+    assert 0.9 < drawn.max() <= 1
+    assert (rows.max(), columns.min()) == (height - 1, 0)
+    assert rows.min() >= height / 2
+    assert columns.max() < 0.9 * width
+    bright = (drawn > 0.7).any(1)[0].nonzero()
+    assert bright[:, 0].max() - bright[:, 0].min() >= 6, "letters that can be read"
+    fits = [text for text in CAPTIONS if not torch.equal(captioned(image, (text,)), image)]
+    assert torch.equal(drawn, captioned(image, fits[:1]))
+    assert fits == list(CAPTIONS[-len(fits) :])
+
+
+def test_tiny_images_have_no_room_for_a_caption_and_odd_letters_no_shape():
+    image = torch.rand(1, 3, 20, 300)
+    assert torch.equal(captioned(image, CAPTIONS), image)
+    with pytest.raises(ValueError, match="expected printable ASCII"):
+        captioned(image, ("\u00fc",))
 
 
 @pytest.mark.parametrize("pyramid", [[], ["--pyramid"]])

@@ -7,6 +7,7 @@ import torch
 
 from pathorestore.nn.implicit import Lattice, bicubic_on
 from pathorestore.pipelines.batch import Job
+from pathorestore.pipelines.caption import captioned
 from pathorestore.pipelines.enlarge import Enlargement, Pieces, Size, enlarged, target_size
 from pathorestore.pipelines.image_file import ImageFile, check_size_for
 from pathorestore.pipelines.image_work import ImageWork, Made
@@ -22,7 +23,7 @@ MEASURED_SCALE = 8.0
 class UpscaleFile(ImageWork):
     """Enlarges image files; the output's pixels are finer by as much. target: how large. device: where the pieces are made.
 
-    knows_compression: whether JPEG was in what the model learned from.
+    knows_compression: whether JPEG was in what the model learned from. captions: the first that fits is drawn into a corner of the output.
     """
 
     pieces: Pieces
@@ -31,6 +32,7 @@ class UpscaleFile(ImageWork):
     progress: Progress = silent
     notice: str = ENLARGED_NOTICE
     knows_compression: bool = False
+    captions: tuple[str, ...] = ()
 
     def check(self, job: Job, given: ImageFile) -> None:
         """Refuse sizes that cannot be."""
@@ -51,6 +53,7 @@ class UpscaleFile(ImageWork):
         size, scale = (given.image.shape[-2], given.image.shape[-1]), self.target.scale_of(given.pixel_um)
         out_size = target_size(size, scale=scale)
         image = enlarged(self.pieces.seen(given.image), given.image, out_size, device=self.device, progress=self.progress)
+        image = captioned(image, self.captions)
         pixel_um = self.target.pixel_um(given.pixel_um, size, out_size)
         alpha = None if given.alpha is None else _interpolated(given.alpha, out_size)
         notes = [] if pixel_um else ["the file does not say how large a pixel is, so neither does the output; --source-mpp would"]
@@ -61,7 +64,7 @@ class UpscaleFile(ImageWork):
         return Made(
             image=image,
             like=replace(given, image=image, alpha=alpha, pixel_um=pixel_um),
-            parameters={"scale": scale, "mpp_given": self.target.source_mpp},
+            parameters={"scale": scale, "mpp_given": self.target.source_mpp} | ({"caption": self.captions[0]} if self.captions else {}),
             notes=tuple(notes),
         )
 

@@ -6,6 +6,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from pathorestore.data.tasks import stain_words
 from pathorestore.image import round_up
 from pathorestore.pipelines.compute import DEVICES, choose_device
 from pathorestore.pipelines.enlarge import DrawnPieces, Enlargement, Pieces
@@ -92,6 +93,12 @@ class ReadyUpscaler:
     knows_compression: bool
     target_stain: str = ""
     prompted: bool = False
+
+    @property
+    def captions(self) -> tuple[str, ...]:
+        """What a virtually stained image has in its corner, the longest first; else nothing."""
+        words = stain_words(self.target_stain).encode("ascii", "replace").decode()
+        return (f"virtual {words}, stained by AI", "virtual stain", "AI") if self.target_stain else ()
 
     @property
     def notice(self) -> str:
