@@ -4,6 +4,7 @@ import sys
 import warnings
 from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from pathorestore.cli_slides import (
@@ -105,7 +106,7 @@ def _fill_work(command: "ArgumentParser", *, verb: str) -> None:
 
 def upscale_elsewhere(arguments: "Namespace", clock: Callable[[], str]) -> Elsewhere:
     """What a worker on Ray makes its work from."""
-    return Elsewhere(_work, upscale_options(arguments), arguments, clock)
+    return Elsewhere(partial(_work, tells=False), upscale_options(arguments), arguments, clock)  # the driver has told
 
 
 def files_to_upscale(
@@ -185,7 +186,13 @@ def _asked(arguments: "Namespace") -> "TaskSpec | None":
 
 
 def _work(
-    arguments: "Namespace", options: "UpscaleOptions", clock: Callable[[], str], bar: Callable[[str], Bar], stop: StopSignal
+    arguments: "Namespace",
+    options: "UpscaleOptions",
+    clock: Callable[[], str],
+    bar: Callable[[str], Bar],
+    stop: StopSignal,
+    *,
+    tells: bool = True,
 ) -> RestoreAny:
     from pathorestore.data.task_prompts import UnknownPrompt
     from pathorestore.pipelines.image_file import DEFAULT_MAX_PIXELS
@@ -197,7 +204,7 @@ def _work(
     with warnings.catch_warnings(record=True) as told:
         warnings.simplefilter("always", UnknownPrompt)
         ready = ready_upscaler(options)
-    for one in told if not arguments.quiet else ():
+    for one in told if tells and not arguments.quiet else ():
         sys.stderr.write(f"pathorestore: {one.message}\n")
     risk = _risk_map(arguments, options, ready, bar) if arguments.get("risk_map") or arguments.get("risk_seeds") is not None else None
     wishes = slide_options(arguments, tile_px=ready.tile_px, overlap_px=ready.overlap_px)

@@ -1,6 +1,7 @@
 """`enhance` and `stain`: files and slides under a prompt, what their records say, and what is refused."""
 
 import json
+import pickle
 from xml.etree import ElementTree
 
 import numpy as np
@@ -18,6 +19,7 @@ from histo_samples import awake_lpfm  # noqa: E402
 from slide_samples import level_pixels, tissue_pixels, write_slide  # noqa: E402
 
 from pathorestore import cli  # noqa: E402
+from pathorestore.cli_upscale import upscale_elsewhere  # noqa: E402
 from pathorestore.image import from_uint8, to_uint8  # noqa: E402
 from pathorestore.pipelines.caption import captioned  # noqa: E402
 from pathorestore.pipelines.provenance import GENERATED_NOTICE, RESTORED_NOTICE, STAINED_NOTICE, read_provenance  # noqa: E402
@@ -200,6 +202,14 @@ def test_free_text_is_passed_on_with_one_plain_line(image, tmp_path, folder, cap
     assert "pathorestore: the prompt 'make it shine' is no known task's" in err
     told = read_provenance(tmp_path / "x.generated.png").parameters
     assert (told["prompt"], told["task"]) == ("make it shine", None)
+
+
+def test_workers_elsewhere_leave_the_warning_to_the_driver(image, folder, tmp_path, capsys):
+    words = ["enhance", str(image), "-o", str(tmp_path / "x.generated.png"), "--prompt", "make it shine", "--model", str(folder)]
+    arguments = cli._parser().parse_args(words)["enhance"]
+    elsewhere = pickle.loads(pickle.dumps(upscale_elsewhere(arguments, str)))
+    assert elsewhere("cpu") is not None
+    assert capsys.readouterr().err == ""
 
 
 def test_a_prompt_is_escaped_wherever_it_is_shown(image, tmp_path, run, capsys):
