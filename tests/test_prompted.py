@@ -4,6 +4,7 @@ import shutil
 
 import pytest
 import torch
+from safetensors.torch import save_file
 from torchmetrics.functional.image import structural_similarity_index_measure
 
 from pathorestore.data.batches import PairBatch, SharpBatch
@@ -12,7 +13,9 @@ from pathorestore.data.tasks import Example, Task, builtin_tasks, named
 from pathorestore.degradations.composed import Theta
 from pathorestore.hub import WeightsError
 from pathorestore.metrics.fidelity import psnr
+from pathorestore.models.autoencoder import AutoencoderConfig, LatentAutoencoder
 from pathorestore.models.contrastive import ContrastiveEncoder, ContrastiveEncoderConfig
+from pathorestore.models.controlled import LatentUNet, LatentUNetConfig
 from pathorestore.models.pformer import RestormerConfig
 from pathorestore.models.prompted import (
     FusionConfig,
@@ -25,9 +28,10 @@ from pathorestore.models.prompted import (
 )
 from pathorestore.models.swinir import SwinIRConfig
 from pathorestore.models.text import ByteTextConfig, ByteTextEncoder, ClipTextEncoder, TextEncoder
+from pathorestore.pipelines.controlled import SamplingSettings
 from pathorestore.pipelines.histo_diffusion import HistoDiffusion, HistoDiffusionConfig
 from pathorestore.pipelines.lpfm import LPFM, LPFMConfig
-from pathorestore.training import Curriculum, PromptedCoarseStage, PromptedControlStage, prompted_system
+from pathorestore.training import Curriculum, PromptedCoarseStage, PromptedControlStage, prompted_on_published, prompted_system
 from pathorestore.training.export import describe
 
 transformers = pytest.importorskip("transformers")
@@ -89,8 +93,8 @@ def test_a_text_encoder_comes_back(parts, tmp_path):
     assert torch.equal(ByteTextEncoder.from_pretrained(tmp_path)(["deblur"]).pooled, parts[1](["deblur"]).pooled)
 
 
-@pytest.mark.parametrize("layout", ["clip", "stable-diffusion"])
-def test_the_text_tower_of_a_folder_is_read(tmp_path, layout):
+def text_tower(tmp_path, *, layout="stable-diffusion"):
+    """The folder of a text tower of CLIP, 16 wide, that knows two letters."""
     places = (tmp_path / "text_encoder", tmp_path / "tokenizer") if layout == "stable-diffusion" else (tmp_path, tmp_path)
     config = transformers.CLIPTextConfig(
         vocab_size=8,
@@ -108,7 +112,12 @@ def test_the_text_tower_of_a_folder_is_read(tmp_path, layout):
     (places[1] / "vocab.json").write_text("{" + ", ".join(f'"{word}": {number}' for number, word in enumerate(words)) + "}")
     (places[1] / "merges.txt").write_text("#version: 0.2\n")
     (places[1] / "tokenizer_config.json").write_text('{"tokenizer_class": "CLIPTokenizer"}')
-    tower = ClipTextEncoder(tmp_path)
+    return tmp_path
+
+
+@pytest.mark.parametrize("layout", ["clip", "stable-diffusion"])
+def test_the_text_tower_of_a_folder_is_read(tmp_path, layout):
+    tower = ClipTextEncoder(text_tower(tmp_path, layout=layout))
     text = tower(["a b", "a"])
     assert text.tokens.shape == (2, 9, 16)
     assert text.pooled.shape == (2, tower.dim)
@@ -387,6 +396,40 @@ def test_inlets_learn_to_listen_and_the_rest_stays_shared_with_where_it_came_fro
     assert all(".attn2." in name or ".class_embedding." in name or "controlnet_" in name for name in moved)
     assert any(".resnets." in name for name in kept)
     assert any(".attn1." in name for name in kept)
+
+
+def test_a_tower_of_clip_stays_as_it_is_and_where_it_is(parts, tmp_path):
+    coarse, _, encoder, _ = parts
+    stage = PromptedCoarseStage(coarse, ClipTextEncoder(text_tower(tmp_path)), encoder)
+    stage.log = lambda *_, **__: None
+    stage.training_step(batch(), 0).backward()
+    assert stage.trained == ("coarse",)
+    assert all(parameter.grad is None for parameter in stage.text.parameters())
+    assert any(parameter.grad is not None for parameter in coarse.film.parameters())
+    assert stage.parts().keys() == {"coarse", "contrastive"}
+
+
+def test_a_system_starts_on_stable_diffusion(parts, tmp_path):
+    """Its folder gives autoencoder, U-Net and text tower; the branch is a copy of the U-Net, and adds nothing."""
+    torch.manual_seed(4)
+    unet, autoencoder = LatentUNet(LatentUNetConfig.nano()), LatentAutoencoder(AutoencoderConfig.nano())
+    unet.model.save_pretrained(tmp_path / "sd" / "unet")
+    autoencoder.model.save_pretrained(tmp_path / "sd" / "vae")
+    save_file({"null_context": unet.null_context}, tmp_path / "sd" / "null_context.safetensors")
+    text_tower(tmp_path / "sd")
+    coarse, _, encoder, _ = parts
+    for name, part in (("coarse", coarse), ("contrastive", encoder)):
+        part.save_pretrained(tmp_path / "parts" / name)
+    begun = prompted_on_published(tmp_path / "parts", published=tmp_path / "sd", settings=SamplingSettings(tile_px=32, min_px=32))
+    assert isinstance(begun.text, ClipTextEncoder)
+    assert (begun.fusion.config.text_dim, begun.fusion.config.context_dim) == (16, 16)
+    state, t, context = torch.randn(1, 4, 8, 8), torch.tensor([7]), torch.randn(1, 5, 16)
+    with torch.no_grad():
+        vector = torch.randn(1, begun.fusion.config.vector_dim)
+        made = begun.sampler.denoiser(state, t, torch.randn(1, 4, 8, 8), context=context, vector=vector)
+        assert torch.equal(made, unet.eval()(state, t, context=context))
+    assert "text" not in begun.parts()
+    assert PromptedControlStage(begun, learns="control").trained == ("control", "fusion")
 
 
 def test_a_system_starts_from_the_parts_of_the_stages_before(system, tmp_path):

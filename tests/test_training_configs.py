@@ -1,6 +1,6 @@
 """The configurations that ship with the package: they parse, and they say what the presets and the papers say."""
 
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import pytest
@@ -19,6 +19,8 @@ from pathorestore import (
 from pathorestore.cli import main
 from pathorestore.models.autoencoder import AutoencoderConfig
 from pathorestore.models.controlled import LatentUNetConfig
+from pathorestore.models.prompted import FusionConfig, PromptedSwinIRConfig
+from pathorestore.models.text import ByteTextConfig
 from pathorestore.training import ScaleSampling
 from pathorestore.training.cli import config_names, config_path, with_files
 
@@ -136,6 +138,21 @@ def test_histo_diffusion_trains_as_the_paper_says(name, steps):
     assert config["data"]["init_args"]["crops"]["crop_px"] == 512
     assert config["model"]["init_args"]["optimizer"]["init_args"]["lr"] == 1e-4
     assert config["model"]["init_args"]["recipe"]["class_path"].endswith("OneRound.diffbir")
+
+
+@pytest.mark.parametrize("preset", ["tiny", "base", "paper"])
+def test_the_sizes_of_the_prompted_coarse_network_are_those_of_its_preset(preset):
+    given = _read(f"prompted_coarse_{preset}")["model"]["init_args"]
+    config, expected = given["coarse"]["init_args"]["config"], getattr(PromptedSwinIRConfig, preset)()
+    _within(config["swinir"], asdict(expected.swinir), preset)
+    defaults = asdict(SwinIRConfig())
+    assert {key for key, value in asdict(expected.swinir).items() if value != defaults[key]} <= set(config["swinir"])
+    if preset != "paper":
+        assert config["vector_dim"] == expected.vector_dim
+        _within(given["text"]["init_args"]["config"], asdict(getattr(ByteTextConfig, preset)()), preset)
+    else:  # the tower of Stable Diffusion is 1024 wide
+        fusion = replace(FusionConfig.paper(), text_dim=1024)
+        assert config["vector_dim"] == fusion.vector_dim
 
 
 def test_p_diffusion_warms_up_for_ten_thousand_steps_of_a_hundred_thousand():

@@ -25,7 +25,7 @@ from pathorestore.models.prompted import FusionConfig, PromptedCoarse, PromptedR
 from pathorestore.models.prompts import EdgePrompt, EdgePromptConfig, PathologyPrompt, Prompter
 from pathorestore.models.stable_diffusion import load_stable_diffusion
 from pathorestore.models.swinir import SwinIR
-from pathorestore.models.text import ByteTextEncoder
+from pathorestore.models.text import ByteTextEncoder, ClipTextEncoder
 from pathorestore.pipelines.controlled import SamplingSettings
 from pathorestore.pipelines.lpfm import LPFM
 from pathorestore.pipelines.mop import default_folder
@@ -116,6 +116,31 @@ def prompted_system(
     parts = {"unet": unet, "control": control, "autoencoder": trained_autoencoder(diffusion), "fusion": PromptFusion(sizes)}
     parts |= {"coarse": _prompted_coarse(folder), "text": _part(ByteTextEncoder, folder, "text")}
     return LPFM.from_parts(parts | {"contrastive": trained_contrastive(folder)}, settings or SamplingSettings())
+
+
+def published_text(folder: Folder) -> ClipTextEncoder:
+    """The text tower of Stable Diffusion 2.1-base in a local folder, see `ClipTextEncoder`."""
+    return ClipTextEncoder(folder)
+
+
+def prompted_on_published(folder: Folder, *, published: Folder, settings: SamplingSettings | None = None, hint: bool = False) -> LPFM:
+    """The same on Stable Diffusion 2.1-base in a local folder: its autoencoder, U-Net and text tower, and a control branch that copies it.
+
+    The coarse network of `folder` must have learned with that text tower.
+    """
+    found, text, contrastive = load_stable_diffusion(published), published_text(published), trained_contrastive(folder)
+    sizes = replace(
+        FusionConfig.paper(),
+        text_dim=text.dim,
+        image_dim=contrastive.dim,
+        degradation_dim=contrastive.config.degradation_dim,
+        context_dim=found.unet.config.context_dim,
+    )
+    unet = _with_vector(found.unet, sizes.vector_dim)
+    control = ControlNet.from_unet(unet, condition_channels=(2 if hint else 1) * unet.config.channels)
+    parts = {"unet": unet, "control": control, "autoencoder": found.autoencoder, "fusion": PromptFusion(sizes)}
+    parts |= {"coarse": _prompted_coarse(folder), "contrastive": contrastive}
+    return LPFM.from_parts(parts, settings or SamplingSettings(), text=text)
 
 
 def _prompted_coarse(folder: Folder) -> PromptedCoarse:

@@ -20,7 +20,7 @@ from pathorestore.metrics.fidelity import psnr
 from pathorestore.models.autoencoder import LatentAutoencoder
 from pathorestore.models.contrastive import ContrastiveEncoder, Impression
 from pathorestore.models.prompted import PromptedCoarse, told
-from pathorestore.models.text import ByteTextEncoder
+from pathorestore.models.text import ByteTextEncoder, ClipTextEncoder
 from pathorestore.pipelines.controlled import SamplingSettings
 from pathorestore.pipelines.lpfm import LPFM
 from pathorestore.training.schedules import Schedule
@@ -107,15 +107,15 @@ def _stacked(examples: Sequence[Example], device: torch.device) -> tuple[Tensor,
 class PromptedCoarseStage(Stage):
     """LPFM's first stage: the coarse network and the text encoder learn all tasks at once, by L1 and a tenth of 1 - SSIM; ours.
 
-    The contrastive encoder is frozen; what it makes of an image is left out for one in ten.
+    The contrastive encoder is frozen, and a text tower of CLIP; what the encoder makes of an image is left out for one in ten.
     """
 
-    trained = ("text", "coarse")
+    trained: tuple[str, ...] = ("text", "coarse")
 
     def __init__(
         self,
         coarse: PromptedCoarse,
-        text: ByteTextEncoder,
+        text: ByteTextEncoder | ClipTextEncoder,
         contrastive: ContrastiveEncoder,
         *,
         curriculum: Curriculum | None = None,
@@ -128,12 +128,15 @@ class PromptedCoarseStage(Stage):
             dict.fromkeys(f"gain_{name}" for name in (*(task.name for task in self.curriculum.trained), self.curriculum.pairs_task))
         )
         super().__init__(optimizer=optimizer, schedule=schedule)
+        if not isinstance(text, ByteTextEncoder):
+            self.trained = ("coarse",)
         self.coarse, self.text, self.contrastive = coarse, text, cast(ContrastiveEncoder, frozen(contrastive))
         self.simulation = replace(self.simulation, seed=seed)
 
     def parts(self) -> dict[str, Pretrained]:
-        """Both networks, and the encoder that they listen to."""
-        return {"coarse": self.coarse, "text": self.text, "contrastive": self.contrastive}
+        """Both networks, and the encoder that they listen to; a text tower of CLIP stays where it is."""
+        words: dict[str, Pretrained] = {"text": self.text} if isinstance(self.text, ByteTextEncoder) else {}
+        return {"coarse": self.coarse, **words, "contrastive": self.contrastive}
 
     def restored(self, asked: Asked) -> Tensor:
         """What the coarse network makes of what is given, unclamped."""
