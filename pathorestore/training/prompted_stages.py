@@ -16,11 +16,12 @@ from pathorestore.data.task_prompts import drawn_prompt, render, spec_of
 from pathorestore.data.tasks import Example, Task, builtin_tasks, named
 from pathorestore.degradations.composed import Theta
 from pathorestore.hub import Pretrained
+from pathorestore.losses import supervised_contrast
 from pathorestore.metrics.fidelity import psnr
 from pathorestore.models.autoencoder import LatentAutoencoder
 from pathorestore.models.contrastive import ContrastiveEncoder, Impression
 from pathorestore.models.prompted import PromptedCoarse, told
-from pathorestore.models.text import ByteTextEncoder, ClipTextEncoder
+from pathorestore.models.text import ByteTextEncoder, ClipTextEncoder, Text
 from pathorestore.pipelines.controlled import SamplingSettings
 from pathorestore.pipelines.lpfm import LPFM
 from pathorestore.training.schedules import Schedule
@@ -30,19 +31,24 @@ _TASK, _EXAMPLE, _PROMPT, _KNOWN, _ASKED = 16, 17, 18, 19, 20  # salts of the ra
 _TIME, _NOISE, _POSTERIOR = 21, 22, 23
 _VALIDATION_SHARES = (0.05, 0.25, 0.5, 0.75, 0.95)
 _UNKNOWN_SHARE = 0.1
-_SSIM_WEIGHT = 0.1
+_SSIM_WEIGHT, _TEXT_WEIGHT, _TEMPERATURE = 0.1, 0.02, 0.1
 Learns = Literal["all", "control", "inlets"]
 # as diffusers calls cross-attention, the embeddings of vector and condition, and the zero convolutions of a control branch
 _INLETS = (".attn2.", ".class_embedding.", "controlnet_")
 
 
 class Asked(NamedTuple):
-    """Images b 3 h w that are given and wanted, the prompt for each, and whether its impression is told, b."""
+    """Images b 3 h w that are given and wanted, the prompt for each, and whether its impression is told, b.
+
+    others: a further prompt for the task of each. tasks: of prompts and others, 2 b, the number of the task, -1 of an empty prompt.
+    """
 
     given: Tensor
     wanted: Tensor
     prompts: tuple[str, ...]
     known: Tensor
+    others: tuple[str, ...] = ()
+    tasks: tuple[int, ...] = ()
 
 
 class Curriculum:
@@ -65,30 +71,34 @@ class Curriculum:
         prompts = stage.streams(batch.key, salt=_PROMPT)
         if isinstance(batch, PairBatch):
             task, untouched = named(self.tasks, self.pairs_task), Theta.from_normalised(torch.zeros(1, 5))
-            said = tuple(drawn_prompt(task, untouched, own) for own in prompts)
-            return Asked(batch.degraded, batch.clean, said, torch.tensor(known, device=batch.clean.device))
+            said, others = (tuple(drawn_prompt(task, untouched, own) for own in prompts) for _ in range(2))
+            tasks = _numbered([0] * len(prompts), said, others)
+            return Asked(batch.degraded, batch.clean, said, torch.tensor(known, device=batch.clean.device), others, tasks)
         weights = torch.tensor([task.weight for task in self.trained])
         numbers = [int(torch.multinomial(weights, 1, generator=own)) for own in stage.streams(batch.key, salt=_TASK)]
         chosen = [self.trained[number] for number in numbers]
         examples = self._examples(stage, batch, chosen, salt=_EXAMPLE)
-        said = tuple(drawn_prompt(task, one.theta, own) for task, one, own in zip(chosen, examples, prompts, strict=True))
+        said, others = (
+            tuple(drawn_prompt(task, one.theta, own) for task, one, own in zip(chosen, examples, prompts, strict=True)) for _ in range(2)
+        )
         given, wanted = _stacked(examples, batch.key.device)
-        return Asked(given, wanted, said, torch.tensor(known, device=batch.key.device))
+        known_too = torch.tensor(known, device=batch.key.device)
+        return Asked(given, wanted, said, known_too, others, _numbered(numbers, said, others))
 
     def judged(self, batch: Batch) -> Sequence[Task]:
         """What validation looks at: every task that is trained, of photographed pairs the one they are examples of."""
         return [named(self.tasks, self.pairs_task)] if isinstance(batch, PairBatch) else self.trained
 
     def asked(self, stage: Stage, batch: Batch, task: Task) -> Asked:
-        """The same with one task for all, in its plainest words; photographed pairs as they are."""
+        """The same with one task for all, in its plainest words, and examples to judge by; photographed pairs as they are."""
         if isinstance(batch, PairBatch):
             known = torch.ones(len(batch.clean), dtype=torch.bool, device=batch.clean.device)
             return Asked(batch.degraded, batch.clean, (render(task),) * len(batch.clean), known)
-        examples = self._examples(stage, batch, [task] * len(batch.key), salt=_ASKED)
+        examples = self._examples(stage, batch, [task] * len(batch.key), salt=_ASKED, judge=True)
         given, wanted = _stacked(examples, batch.key.device)
         return Asked(given, wanted, (render(task),) * len(given), torch.ones(len(given), dtype=torch.bool, device=given.device))
 
-    def _examples(self, stage: Stage, batch: Batch, tasks: Sequence[Task], *, salt: int) -> list[Example]:
+    def _examples(self, stage: Stage, batch: Batch, tasks: Sequence[Task], *, salt: int, judge: bool = False) -> list[Example]:
         assert not isinstance(batch, PairBatch)
         sharp = sharp_middle(batch).float().cpu()
         streams = stage.streams(batch.key, salt=salt)
@@ -96,8 +106,13 @@ class Curriculum:
         for index, (task, own) in enumerate(zip(tasks, streams, strict=True)):
             assert task.example is not None
             with torch.autocast("cpu", enabled=False):  # examples are made there, in single precision
-                made.append(task.example(sharp[index : index + 1], own))
+                made.append((task.tried if judge else task.example)(sharp[index : index + 1], own))
         return made
+
+
+def _numbered(numbers: Sequence[int], *several: Sequence[str]) -> tuple[int, ...]:
+    """The numbers of the tasks of prompts, -1 of empty ones."""
+    return tuple(number if prompt else -1 for prompts in several for number, prompt in zip(numbers, prompts, strict=True))
 
 
 def _stacked(examples: Sequence[Example], device: torch.device) -> tuple[Tensor, Tensor]:
@@ -107,7 +122,9 @@ def _stacked(examples: Sequence[Example], device: torch.device) -> tuple[Tensor,
 class PromptedCoarseStage(Stage):
     """LPFM's first stage: the coarse network and the text encoder learn all tasks at once, by L1 and a tenth of 1 - SSIM; ours.
 
-    The contrastive encoder is frozen, and a text tower of CLIP; what the encoder makes of an image is left out for one in ten.
+    The text encoder learns to tell tasks apart besides: prompts of one attract each other. What images alone would teach it comes too late,
+    when the network has found a compromise between all tasks. The contrastive encoder is frozen, and a text tower of CLIP; what the encoder
+    makes of an image is left out for one in ten.
     """
 
     trained: tuple[str, ...] = ("text", "coarse")
@@ -138,21 +155,28 @@ class PromptedCoarseStage(Stage):
         words: dict[str, Pretrained] = {"text": self.text} if isinstance(self.text, ByteTextEncoder) else {}
         return {"coarse": self.coarse, **words, "contrastive": self.contrastive}
 
-    def restored(self, asked: Asked) -> Tensor:
-        """What the coarse network makes of what is given, unclamped."""
+    def restored(self, asked: Asked, text: Text | None = None) -> Tensor:
+        """What the coarse network makes of what is given, unclamped. text: the prompts, encoded already."""
         with torch.no_grad():
             impression = self.contrastive(asked.given)
         width = self.contrastive.config.degradation_dim
-        made: Tensor = self.coarse(asked.given, told(self.text(asked.prompts), impression, degradation_dim=width, known=asked.known))
+        vector = told(text or self.text(asked.prompts), impression, degradation_dim=width, known=asked.known)
+        made: Tensor = self.coarse(asked.given, vector)
         return made
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
-        """L1 and a tenth of 1 - SSIM."""
+        """L1, a tenth of 1 - SSIM and the contrast of tasks."""
         asked = self.curriculum.drawn(self, batch)
-        made = self.restored(asked).float()
+        words: Text = self.text((*asked.prompts, *asked.others))
+        made = self.restored(asked, Text(*(part[: len(asked.prompts)] for part in words))).float()
         l1, likeness = F.l1_loss(made, asked.wanted), structural_similarity_index_measure(made, asked.wanted, data_range=1.0)
         self.log("train_l1", l1, prog_bar=True)
-        return l1 + _SSIM_WEIGHT * (1 - cast(Tensor, likeness))
+        loss = l1 + _SSIM_WEIGHT * (1 - cast(Tensor, likeness))
+        if "text" in self.trained and len(set(asked.tasks)) < len(asked.tasks):
+            apart = supervised_contrast(F.normalize(words.pooled, dim=1), torch.tensor(asked.tasks).to(l1.device), temperature=_TEMPERATURE)
+            self.log("train_text", apart, prog_bar=True)
+            loss = loss + _TEXT_WEIGHT * apart
+        return loss
 
     def evaluate(self, batch: Batch) -> None:
         """Gain of each task in dB over what is given."""
