@@ -4,6 +4,7 @@ import shutil
 
 import pytest
 import torch
+import torch.nn.functional as F
 from safetensors.torch import save_file
 from torchmetrics.functional.image import structural_similarity_index_measure
 
@@ -12,6 +13,7 @@ from pathorestore.data.task_prompts import render
 from pathorestore.data.tasks import Example, Task, builtin_tasks, named
 from pathorestore.degradations.composed import Theta
 from pathorestore.hub import WeightsError
+from pathorestore.losses import supervised_contrast
 from pathorestore.metrics.fidelity import psnr
 from pathorestore.models.autoencoder import AutoencoderConfig, LatentAutoencoder
 from pathorestore.models.contrastive import ContrastiveEncoder, ContrastiveEncoderConfig
@@ -234,6 +236,20 @@ def test_a_batch_draws_tasks_prompts_and_examples_by_the_keys_of_its_images(part
     assert torch.equal(whole.wanted[5:7], part.wanted)
     assert len(set(whole.prompts)) > 10
     assert 0 < (~whole.known).sum() < 15
+    assert whole.others[5:7] == part.others
+    assert whole.others != whole.prompts
+
+
+def test_prompts_and_further_ones_bear_the_number_of_their_task(parts):
+    names = ["denoise", "stain_pas"]
+    asked = Curriculum(only=names).drawn(stage_of(parts), batch(keys=tuple(range(40))))
+    words = {name: named(builtin_tasks(), name).templates for name in names}
+    for prompt, number in zip((*asked.prompts, *asked.others), asked.tasks, strict=True):
+        if not prompt:
+            assert number == -1
+        else:
+            assert any(prompt.split(";")[0] == way.format(source="H&E", target="PAS", scale=0) for way in words[names[number]])
+    assert set(asked.tasks) == {-1, 0, 1}
 
 
 def test_a_curriculum_of_some_tasks_draws_these_alone(parts):
@@ -264,7 +280,10 @@ def test_the_first_stage_learns_from_its_examples(parts):
     loss.backward()
     made = stage.restored(asked)
     likeness = structural_similarity_index_measure(made, asked.wanted, data_range=1.0)
-    assert torch.allclose(loss, (made - asked.wanted).abs().mean() + 0.1 * (1 - likeness), atol=1e-6)
+    with torch.no_grad():
+        pooled = F.normalize(parts[1]([*asked.prompts, *asked.others]).pooled, dim=1)
+    apart = supervised_contrast(pooled, torch.tensor(asked.tasks), temperature=0.1)
+    assert torch.allclose(loss, (made - asked.wanted).abs().mean() + 0.1 * (1 - likeness) + 0.02 * apart, atol=1e-6)
     assert all(parameter.grad is None for parameter in stage.contrastive.parameters())
     assert parts[1].bytes.weight.grad.abs().sum() > 0
     assert describe(stage)["parts"].keys() == {"coarse", "text", "contrastive"}
