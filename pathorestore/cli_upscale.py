@@ -83,6 +83,8 @@ def _fill_prompted(command: "ArgumentParser", *, verb: str) -> None:
         "--from", dest="source", type=str, default=None, help="stain of the inputs: he (default), pas, ihc, masson, af, ..."
     )
     command.add_argument("--model", type=str, default=None, help="lpfm-tiny (default), folder, or hub repository owner/name")
+    tower = "folder of CLIP or Stable Diffusion, of models that learned with its text tower"
+    command.add_argument("--text", type=str, default=None, metavar="FOLDER", help=tower)
     caption = "leave the caption out of the corner of virtually stained images; their record says what they are all the same"
     command.add_argument("--unmarked", action="store_true", help=caption)
     _fill_work(command, verb=verb)
@@ -146,6 +148,7 @@ def upscale_options(arguments: "Namespace") -> "UpscaleOptions":
         steps=arguments.steps,
         sampler=arguments.sampler,
         seed=arguments.seed,
+        text=arguments.get("text"),
     )
 
 

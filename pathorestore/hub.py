@@ -44,6 +44,7 @@ __all__ = [
     "locate",
     "model_name",
     "save_parts",
+    "stored_class",
     "stored_system",
     "upload",
     "weights_sha256",
@@ -119,7 +120,7 @@ def save_parts(
     """Write a system: each part to the sub-folder of its name, one model card, and system.json last.
 
     system: the class that composes the parts. settings: a frozen dataclass of what is no part's own, such as a diffusion process; see
-    `load_settings`. beside: an embedded system, by its name; what parts of both have in common, bit by bit, is not stored again.
+    `load_settings`. beside: an embedded system, by its name; what parts of both have in common, in one number format, is not stored again.
     Raises WeightsError where the folder holds weights that are no part of this system, and where `beside` names nothing embedded.
     """
     target = Path(folder)
@@ -198,6 +199,12 @@ def model_name(folder_or_repo_id: str | os.PathLike[str]) -> str:
     """How weights are called in records: a folder by its name, which knows no path of this machine, a repository as it is."""
     given = Path(folder_or_repo_id)
     return given.resolve().name if given.exists() else str(folder_or_repo_id)
+
+
+def stored_class(folder: str | os.PathLike[str]) -> str:
+    """The class of the network whose `save_pretrained` wrote a folder; "" where none did."""
+    file = Path(folder) / _CONFIG
+    return str(_read_json(file, keys=("format_version", "class", "config"))["class"]) if file.is_file() else ""
 
 
 def stored_system(folder: str | os.PathLike[str]) -> str:

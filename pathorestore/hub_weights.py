@@ -4,6 +4,7 @@ Such a file names the other one, its hash and the tensors in its metadata, and i
 """
 
 import hashlib
+import json
 import os
 import re
 from collections.abc import Mapping
@@ -46,7 +47,7 @@ def weights_sha256(folder: str | os.PathLike[str]) -> str:
 def save_weights(path: Path, state: Mapping[str, Tensor], *, beside: str | None = None) -> None:
     """Write tensors, through a temporary file.
 
-    beside: an embedded part as system/part; tensors equal to its own, bit by bit, are left out. What is not embedded is no such part.
+    beside: an embedded part as system/part; tensors equal to its own are left out. What is not embedded is no such part.
     """
     from safetensors.torch import save
 
@@ -54,9 +55,9 @@ def save_weights(path: Path, state: Mapping[str, Tensor], *, beside: str | None 
     there = None if beside is None else EMBEDDED_WEIGHTS / beside / WEIGHTS_FILE
     if there is not None and there.is_file():
         common = [name for name, tensor in load_weights(there).items() if name in own and _same(own[name], tensor)]
-        for name in common:
-            del own[name]
-        metadata |= {_BESIDE: str(beside), _BESIDE_SHA256: _sha256(there), _BESIDE_TENSORS: " ".join(common)}
+        if common:
+            own = {name: tensor for name, tensor in own.items() if name not in common}
+            metadata = {_BESIDE: json.dumps({"part": beside, "sha256": _sha256(there), "tensors": common})}
     write_atomic(path, save(own, metadata=metadata))
 
 
@@ -80,12 +81,16 @@ def load_weights(path: str | os.PathLike[str]) -> dict[str, Tensor]:
             own, told = {name: opened.get_tensor(name) for name in opened.keys()}, opened.metadata() or {}  # noqa: SIM118
     except SafetensorError as error:
         raise WeightsError(f"{file} is truncated or damaged ({error}); expected a whole safetensors file: fetch it again") from error
-    return {**_shared(file, told), **own} if _BESIDE in told else own
+    return {**_shared(file, told[_BESIDE]), **own} if _BESIDE in told else own
 
 
-def _shared(file: Path, told: Mapping[str, str]) -> dict[str, Tensor]:
+def _shared(file: Path, told: str) -> dict[str, Tensor]:
     """The tensors that a file has in common with the embedded weights it names. Raises WeightsError where these are missing or others."""
-    name, wanted = told[_BESIDE], told.get(_BESIDE_SHA256)
+    try:
+        held = json.loads(told)
+        name, wanted, tensors = str(held["part"]), held["sha256"], list(held["tensors"])
+    except (ValueError, KeyError, TypeError) as error:
+        raise WeightsError(f"{file} is damaged: it does not say what it shares with other weights; fetch it again") from error
     # a file from elsewhere names weights of this package, and no other file of this machine
     system, _, part = name.partition("/")
     there = EMBEDDED_WEIGHTS / system / part / WEIGHTS_FILE
@@ -94,7 +99,7 @@ def _shared(file: Path, told: Mapping[str, str]) -> dict[str, Tensor]:
             f"{file} shares tensors with the embedded weights {name} of another version of pathorestore; install that version, or ask for "
             "weights that were stored whole"
         )
-    return {name: tensor for name, tensor in load_weights(there).items() if name in told.get(_BESIDE_TENSORS, "").split()}
+    return {name: tensor for name, tensor in load_weights(there).items() if name in tensors}
 
 
 def _same(one: Tensor, other: Tensor) -> bool:

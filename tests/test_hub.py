@@ -449,32 +449,52 @@ def test_what_is_shared_with_embedded_weights_is_stored_once_and_comes_back(tmp_
         one, other = (cls.from_pretrained(tmp_path / kind / part).state_dict() for kind in ("whole", "beside"))
         assert one.keys() == other.keys()
         assert all(torch.equal(one[key], other[key]) for key in one)
-    # in another precision nothing is shared
+    # in another precision nothing is shared, and the file stands alone
     save_parts(tmp_path / "single", parts, system="ISTE", beside="iste-tiny")
-    assert size(tmp_path / "single") > 1.9 * size(tmp_path / "whole")
+    save_parts(tmp_path / "plain", parts, system="ISTE")
+    assert weights_sha256(tmp_path / "single") == weights_sha256(tmp_path / "plain")
+
+
+def test_the_same_weights_have_the_same_bytes_every_time(tmp_path):
+    hashes = set()
+    for _ in range(8):
+        save_parts(tmp_path / "beside", of_iste(), system="ISTE", dtype=torch.float16, beside="iste-tiny")
+        hashes.add(weights_sha256(tmp_path / "beside"))
+    assert len(hashes) == 1
+
+
+def told_beside(tmp_path):
+    """A file that shares all its tensors, and what it says of that."""
+    save_parts(tmp_path / "beside", of_iste(), system="ISTE", dtype=torch.float16, beside="iste-tiny")
+    file = tmp_path / "beside" / "decoder" / "model.safetensors"
+    with safe_open(file, framework="pt") as opened:
+        ((key, told),) = opened.metadata().items()
+    return file, key, json.loads(told)
 
 
 @pytest.mark.parametrize(
     "changes",
-    [{"beside_sha256": "0" * 64}, {"beside": "iste-tiny/../iste-tiny/decoder"}, {"beside": "another/decoder"}, {"beside": "iste-tiny/x"}],
+    [{"sha256": "0" * 64}, {"part": "iste-tiny/../iste-tiny/decoder"}, {"part": "another/decoder"}, {"part": "iste-tiny/x"}],
 )
 def test_weights_that_share_with_what_is_not_here_are_refused(tmp_path, changes):
-    save_parts(tmp_path / "beside", of_iste(), system="ISTE", dtype=torch.float16, beside="iste-tiny")
-    file = tmp_path / "beside" / "decoder" / "model.safetensors"
-    with safe_open(file, framework="pt") as opened:
-        told = opened.metadata()
-    save_file({}, file, metadata=told | changes)
+    file, key, told = told_beside(tmp_path)
+    save_file({}, file, metadata={key: json.dumps(told | changes)})
     with pytest.raises(WeightsError, match="another version of pathorestore"):
         TextureDecoder.from_pretrained(file.parent)
 
 
+@pytest.mark.parametrize("damaged", ["", "[]", "{}", '{"part": "a/b", "sha256": "x", "tensors": 3}'])
+def test_weights_that_do_not_say_what_they_share_are_damaged(tmp_path, damaged):
+    file, key, _ = told_beside(tmp_path)
+    save_file({}, file, metadata={key: damaged})
+    with pytest.raises(WeightsError, match="is damaged: it does not say what it shares"):
+        TextureDecoder.from_pretrained(file.parent)
+
+
 def test_tensors_that_were_left_out_of_a_list_are_missed(tmp_path):
-    save_parts(tmp_path / "beside", of_iste(), system="ISTE", dtype=torch.float16, beside="iste-tiny")
-    file = tmp_path / "beside" / "decoder" / "model.safetensors"
-    with safe_open(file, framework="pt") as opened:
-        told = opened.metadata()
-    first, *rest = told["beside_tensors"].split()
-    save_file({}, file, metadata=told | {"beside_tensors": " ".join(rest)})
+    file, key, told = told_beside(tmp_path)
+    first, *rest = told["tensors"]
+    save_file({}, file, metadata={key: json.dumps(told | {"tensors": rest})})
     with pytest.raises(WeightsError, match=f"missing: {first}"):
         TextureDecoder.from_pretrained(file.parent)
 

@@ -1,6 +1,7 @@
 """Prompts on their way to the networks: text encoders, what is told, and FiLM that adds nothing at first."""
 
 import shutil
+from dataclasses import replace
 
 import pytest
 import torch
@@ -34,7 +35,7 @@ from pathorestore.pipelines.controlled import SamplingSettings
 from pathorestore.pipelines.histo_diffusion import HistoDiffusion, HistoDiffusionConfig
 from pathorestore.pipelines.lpfm import LPFM, LPFMConfig
 from pathorestore.training import Curriculum, PromptedCoarseStage, PromptedControlStage, prompted_on_published, prompted_system
-from pathorestore.training.export import describe
+from pathorestore.training.export import describe, export
 
 transformers = pytest.importorskip("transformers")
 pytest.importorskip("diffusers")
@@ -442,13 +443,29 @@ def test_a_system_starts_on_stable_diffusion(parts, tmp_path):
     begun = prompted_on_published(tmp_path / "parts", published=tmp_path / "sd", settings=SamplingSettings(tile_px=32, min_px=32))
     assert isinstance(begun.text, ClipTextEncoder)
     assert (begun.fusion.config.text_dim, begun.fusion.config.context_dim) == (16, 16)
-    state, t, context = torch.randn(1, 4, 8, 8), torch.tensor([7]), torch.randn(1, 5, 16)
+    state, t, condition = torch.randn(1, 4, 8, 8), torch.tensor([7]), torch.randn(1, 4, 8, 8)
     with torch.no_grad():
-        vector = torch.randn(1, begun.fusion.config.vector_dim)
-        made = begun.sampler.denoiser(state, t, torch.randn(1, 4, 8, 8), context=context, vector=vector)
-        assert torch.equal(made, unet.eval()(state, t, context=context))
+        guidance = begun.fusion(begun.text(["a b"]))
+        made = begun.sampler.denoiser(state, t, condition, **guidance._asdict())
+        assert torch.equal(made, unet.eval()(state, t, context=guidance.context))
+        # as the published code has it: the words as the tower gives them, and nothing else
+        alone = PromptFusion(replace(begun.fusion.config, grid=0))(begun.text(["a b"]), begun.contrastive(torch.rand(1, 3, 32, 32)))
+        assert torch.allclose(alone.context, begun.text(["a b"]).tokens, atol=1e-6)
     assert "text" not in begun.parts()
-    assert PromptedControlStage(begun, learns="control").trained == ("control", "fusion")
+    stage = PromptedControlStage(begun, learns="control")
+    assert stage.trained == ("control", "fusion")
+    with pytest.raises(ValueError, match="learns='contrl' is unknown; expected one of all, control, inlets"):
+        PromptedControlStage(begun, learns="contrl")
+    # what it trains is a system, but for the tower
+    described = {"pathorestore": describe(stage), "state_dict": stage.state_dict(), "callbacks": {}}
+    torch.save(described | {"global_step": 1, "epoch": 0}, tmp_path / "last.ckpt")
+    exported = export(tmp_path / "last.ckpt", tmp_path / "out")
+    assert exported.kind == "system"
+    assert "pass the one it was trained with to from_pretrained as text=" in (tmp_path / "out" / "README.md").read_text()
+    with pytest.raises(ValueError, match="there is no text encoder"):
+        LPFM.from_pretrained(tmp_path / "out")
+    back = LPFM.from_pretrained(tmp_path / "out", text=ClipTextEncoder(tmp_path / "sd"))
+    assert torch.equal(back.fusion(back.text(["a"])).vector, begun.eval().fusion(begun.text(["a"])).vector)
 
 
 def test_a_system_starts_from_the_parts_of_the_stages_before(system, tmp_path):

@@ -31,7 +31,7 @@ class Guidance(NamedTuple):
 class FusionConfig:
     """Sizes of a `PromptFusion`. text_dim, image_dim, degradation_dim: of what comes in. context_dim: of what goes out.
 
-    grid: image tokens are averaged to so many a side.
+    grid: image tokens are averaged to so many a side; 0 leaves them out.
     """
 
     text_dim: int = 64
@@ -41,8 +41,8 @@ class FusionConfig:
     grid: int = 4
 
     def __post_init__(self) -> None:
-        if min(self.text_dim, self.image_dim, self.degradation_dim, self.context_dim, self.grid) < 1:
-            raise ValueError(f"sizes must be at least 1; got {self}")
+        if min(self.text_dim, self.image_dim, self.degradation_dim, self.context_dim) < 1 or self.grid < 0:
+            raise ValueError(f"sizes must be at least 1, and grid 0; got {self}")
 
     @property
     def vector_dim(self) -> int:
@@ -83,7 +83,10 @@ def told(text: Text, impression: Impression | None, *, degradation_dim: int, kno
 
 
 class PromptFusion(nn.Module, Pretrained):
-    """Text and impression -> `Guidance`. Without an impression learned tokens and zeros stand for it: the prompt-only path."""
+    """Text and impression -> `Guidance`. Without an impression learned tokens and zeros stand for it: the prompt-only path.
+
+    Text as wide as the context goes through as it is at first, as a U-Net expects it that has met this text encoder.
+    """
 
     def __init__(self, config: FusionConfig):
         super().__init__()
@@ -92,11 +95,16 @@ class PromptFusion(nn.Module, Pretrained):
         self.image = nn.Linear(config.image_dim, config.context_dim)
         self.nothing = nn.Parameter(0.02 * torch.randn(1, config.grid**2, config.context_dim))
         self.kinds = nn.Parameter(0.02 * torch.randn(2, config.context_dim))
+        if config.text_dim == config.context_dim:
+            nn.init.eye_(self.text.weight)
+            nn.init.zeros_(self.text.bias)
+            with torch.no_grad():
+                self.kinds[0] = 0
 
     def forward(self, text: Text, impression: Impression | None = None, *, known: Tensor | None = None) -> Guidance:
         """impression: of square or other images, whose tokens lie row by row, see `averaged`. known: b, bool, whose impression counts."""
         image = self.nothing.expand(len(text.pooled), -1, -1)
-        if impression is not None:
+        if impression is not None and self.config.grid:
             seen = self.image(impression.tokens)
             image = seen if known is None else torch.where(known[:, None, None], seen, image)
         context = torch.cat([self.text(text.tokens) + self.kinds[0], image + self.kinds[1]], dim=1)
@@ -104,6 +112,8 @@ class PromptFusion(nn.Module, Pretrained):
 
     def averaged(self, impression: Impression, image: Tensor) -> Impression:
         """The impression of images b 3 h w with grid x grid tokens, whatever their size."""
+        if self.config.grid == 0:
+            return impression._replace(tokens=impression.tokens[:, :0])
         rows = image.shape[-2] // _PATCH_PX
         tokens = rearrange(impression.tokens, "b (y x) d -> b d y x", y=rows)
         pooled = F.adaptive_avg_pool2d(tokens, self.config.grid)

@@ -179,6 +179,7 @@ class LPFM(nn.Module):
         Raises ValueError for anything but one of prompt and task, and else as `HistoDiffusion.upscale`.
         """
         check_image(image)
+        image = image.to(next(self.coarse.parameters()).device)
         spec = prompt if isinstance(prompt, TaskSpec) else self.asked(prompt, task=task, scale=scale)
         if theta is not None and (self.contrastive is None or len(theta.downscale) != len(image)):
             why = (
@@ -263,7 +264,9 @@ class LPFM(nn.Module):
         """
         words = text or parts.get("text")
         if words is None:
-            raise ValueError("there is no text encoder; hand in the one it was trained with as text=, such as ClipTextEncoder(FOLDER)")
+            raise ValueError(
+                "there is no text encoder; hand in the one it was trained with, as text=ClipTextEncoder(FOLDER), or with --text FOLDER"
+            )
         sampler = ControlledSampler(parts["autoencoder"], parts["unet"], parts["control"], settings)
         return cls(parts["coarse"], words, parts["fusion"], sampler, contrastive=parts.get("contrastive"), **named)
 

@@ -31,7 +31,8 @@ class UpscaleOptions:
     tile_px, overlap_px: of the tiles, in pixels of the input, of generative models of the output; None for what suits the model. device:
     "auto", "cpu" or "cuda". The others are for generative models. coarse_only: their first stage alone, which generates nothing. steps,
     sampler: of the second, None for what the weights were made for. seed: of its noise. prompt: what is asked of models that take one; or
-    task: the name of one that a model knows, with source, the stain that is given.
+    task: the name of one that a model knows, with source, the stain that is given. text: folder of the text tower of CLIP that it learned
+    with, if it is none of the model's own.
     """
 
     target: Enlargement
@@ -47,6 +48,7 @@ class UpscaleOptions:
     prompt: str | None = None
     task: str | None = None
     source: str = "he"
+    text: str | None = None
 
     @property
     def prompted(self) -> bool:
@@ -206,11 +208,13 @@ def _generative(system: "HistoDiffusion", options: UpscaleOptions, device: str) 
 
 def _lpfm(options: UpscaleOptions, device: str) -> ReadyUpscaler:
     from pathorestore.hub import EMBEDDED_WEIGHTS
+    from pathorestore.models.text import ClipTextEncoder
     from pathorestore.pipelines.generate import PromptedPieces
     from pathorestore.pipelines.lpfm import LPFM
 
     folder = EMBEDDED_WEIGHTS / DEFAULT_PROMPTED if options.model is None else options.model
-    lpfm = LPFM.from_pretrained(folder, revision=options.revision)
+    text = None if options.text is None else ClipTextEncoder(options.text)
+    lpfm = LPFM.from_pretrained(folder, revision=options.revision, text=text)
     lpfm = lpfm.with_settings(wished_settings(lpfm.settings, steps=options.steps, sampler=options.sampler)).to(device)
     scale = options.target.scale or 1.0
     spec = lpfm.asked(options.prompt, task=options.task, source=options.source, scale=options.target.scale)

@@ -22,7 +22,7 @@ from pathorestore.models.clip_iqa import QualityPrompt, SmallClip
 from pathorestore.models.contrastive import ContrastiveEncoder
 from pathorestore.models.controlled import ControlNet, LatentUNet
 from pathorestore.models.defocus import DefocusEstimator
-from pathorestore.models.encoders import Embedding, TinyEncoder
+from pathorestore.models.encoders import TinyEncoder
 from pathorestore.models.implicit_decoders import LIIFDecoder, LTEDecoder
 from pathorestore.models.iste import Search, TextureDecoder
 from pathorestore.models.optics_prompt import NoOptics, OpticsPrompt
@@ -31,7 +31,7 @@ from pathorestore.models.pformer import PFormer, Restormer
 from pathorestore.models.prompted import PromptedRestormer, PromptedSwinIR, PromptFusion
 from pathorestore.models.prompts import EdgePrompt, PathologyPrompt, Prompter
 from pathorestore.models.swinir import SwinIR
-from pathorestore.models.text import ByteTextEncoder
+from pathorestore.models.text import ByteTextEncoder, TextEncoder
 from pathorestore.pipelines.controlled import ControlledSampler, SamplingSettings
 from pathorestore.pipelines.histo_diffusion import HistoDiffusion
 from pathorestore.pipelines.iste import ISTE
@@ -73,7 +73,7 @@ _DTYPES = {"fp32": torch.float32, "fp16": torch.float16}
 # a restorer, but for the encoder: a foundation model's weights are no part of a checkpoint's stage
 _SYSTEM = {"defocus", "pathology", "edge", "coarse"}
 _UPSCALER = {"encoder", "decoder"}
-_PROMPTED = {"text", "fusion", "coarse", "autoencoder", "unet", "control"}
+_PROMPTED = {"fusion", "coarse", "autoencoder", "unet", "control"}
 _GENERATIVE_UPSCALER = {"restoration", "autoencoder", "unet", "control"}
 _LEAF_FILES, _TOP_FILES = {"README.md", "config.json", "model.safetensors"}, {"README.md", "system.json", "training.yaml"}
 
@@ -200,6 +200,8 @@ class _Content:
     @property
     def notes(self) -> tuple[str, ...]:
         """What the model card should say besides."""
+        if self._is_prompted and "text" not in self.described["parts"]:
+            return ("Its text encoder is not part of these weights: pass the one it was trained with to from_pretrained as text=.",)
         if not self._is_restorer or "encoder" in self.described["parts"]:
             return ()
         return ("Its pathology encoder is not part of these weights: pass the one it was trained with to from_pretrained as encoder=.",)
@@ -224,7 +226,9 @@ class _Content:
         """The restorer or upscaler that the parts make up."""
         if self._is_prompted:
             sampling = decode(SamplingSettings, self.described["settings"], where=f"{self.source}: settings")
-            return LPFM.from_parts({name: self.part(name) for name in self.described["parts"]}, sampling).eval()
+            parts = {name: self.part(name) for name in self.described["parts"]}
+            text = None if "text" in parts else cast(TextEncoder, _HandedIn(parts["fusion"].config.text_dim))
+            return LPFM.from_parts(parts, sampling, text=text).eval()
         if self._is_generative_upscaler:
             sampling = decode(SamplingSettings, self.described["settings"], where=f"{self.source}: settings")
             sampler = ControlledSampler(self.part("autoencoder"), self.part("unet"), self.part("control"), sampling)
@@ -246,13 +250,13 @@ class _Content:
 
 
 class _HandedIn(nn.Module):
-    """The place of an encoder whose weights are not saved."""
+    """The place of an encoder, of images or of text, whose weights are not saved."""
 
     def __init__(self, dim: int):
         super().__init__()
         self.dim = dim
 
-    def forward(self, image: Tensor) -> Embedding:
+    def forward(self, given: object) -> Any:
         raise NotImplementedError("this encoder is handed in when the system is loaded")
 
 

@@ -12,7 +12,7 @@ from typing import Any, TypeVar, cast
 
 from torch import nn
 
-from pathorestore.hub import EMBEDDED_WEIGHTS, Pretrained, embedded_names, load_strictly
+from pathorestore.hub import EMBEDDED_WEIGHTS, Pretrained, embedded_names, load_strictly, stored_class
 from pathorestore.models.autoencoder import LatentAutoencoder
 from pathorestore.models.contrastive import ContrastiveEncoder
 from pathorestore.models.controlled import ControlNet, LatentUNet
@@ -118,17 +118,12 @@ def prompted_system(
     return LPFM.from_parts(parts | {"contrastive": trained_contrastive(folder)}, settings or SamplingSettings())
 
 
-def published_text(folder: Folder) -> ClipTextEncoder:
-    """The text tower of Stable Diffusion 2.1-base in a local folder, see `ClipTextEncoder`."""
-    return ClipTextEncoder(folder)
-
-
 def prompted_on_published(folder: Folder, *, published: Folder, settings: SamplingSettings | None = None, hint: bool = False) -> LPFM:
     """The same on Stable Diffusion 2.1-base in a local folder: its autoencoder, U-Net and text tower, and a control branch that copies it.
 
     The coarse network of `folder` must have learned with that text tower.
     """
-    found, text, contrastive = load_stable_diffusion(published), published_text(published), trained_contrastive(folder)
+    found, text, contrastive = load_stable_diffusion(published), ClipTextEncoder(published), trained_contrastive(folder)
     sizes = replace(
         FusionConfig.paper(),
         text_dim=text.dim,
@@ -144,9 +139,7 @@ def prompted_on_published(folder: Folder, *, published: Folder, settings: Sampli
 
 
 def _prompted_coarse(folder: Folder) -> PromptedCoarse:
-    config = _root(folder) / "coarse" / "config.json"
-    restormer = config.exists() and f'"{PromptedRestormer.__name__}"' in config.read_text(encoding="utf-8")
-    if restormer:
+    if stored_class(_root(folder) / "coarse") == PromptedRestormer.__name__:
         return _part(PromptedRestormer, folder, "coarse", stage="prompted_coarse")
     return _part(PromptedSwinIR, folder, "coarse", stage="prompted_coarse")
 
@@ -203,7 +196,8 @@ def trained_prompter(
 def _root(folder: Folder) -> Path:
     if str(folder) == EMBEDDED:
         return default_folder()
-    return EMBEDDED_WEIGHTS / folder if str(folder) in embedded_names() else Path(folder)
+    # a local folder goes before the weights of the package, as everywhere
+    return EMBEDDED_WEIGHTS / folder if str(folder) in embedded_names() and not Path(folder).exists() else Path(folder)
 
 
 def _part(cls: type[P], folder: Folder, name: str, *, stage: str = "") -> P:

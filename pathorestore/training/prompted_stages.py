@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import replace
-from typing import Literal, NamedTuple, cast
+from typing import Literal, NamedTuple, cast, get_args
 
 import torch
 import torch.nn.functional as F
@@ -167,12 +167,13 @@ class PromptedCoarseStage(Stage):
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         """L1, a tenth of 1 - SSIM and the contrast of tasks."""
         asked = self.curriculum.drawn(self, batch)
-        words: Text = self.text((*asked.prompts, *asked.others))
+        learns_words = "text" in self.trained
+        words: Text = self.text((*asked.prompts, *asked.others) if learns_words else asked.prompts)
         made = self.restored(asked, Text(*(part[: len(asked.prompts)] for part in words))).float()
         l1, likeness = F.l1_loss(made, asked.wanted), structural_similarity_index_measure(made, asked.wanted, data_range=1.0)
         self.log("train_l1", l1, prog_bar=True)
         loss = l1 + _SSIM_WEIGHT * (1 - cast(Tensor, likeness))
-        if "text" in self.trained and len(set(asked.tasks)) < len(asked.tasks):
+        if learns_words and len(set(asked.tasks)) < len(asked.tasks):
             apart = supervised_contrast(F.normalize(words.pooled, dim=1), torch.tensor(asked.tasks).to(l1.device), temperature=_TEMPERATURE)
             self.log("train_text", apart, prog_bar=True)
             loss = loss + _TEXT_WEIGHT * apart
@@ -221,6 +222,8 @@ class PromptedControlStage(Stage):
         pairs = named(self.curriculum.tasks, self.curriculum.pairs_task)
         self.figures = ("mse", *dict.fromkeys(f"gain_{task.name}" for task in (*self.watched, pairs)))
         super().__init__(optimizer=optimizer, schedule=schedule)
+        if learns not in get_args(Learns):
+            raise ValueError(f"learns={learns!r} is unknown; expected one of {', '.join(get_args(Learns))}")
         self.system, denoiser = system, system.sampler.denoiser
         for part in (system.text, system.coarse, system.contrastive, system.sampler.autoencoder):
             if part is not None:
