@@ -22,7 +22,7 @@ _REPEATED = ("restored", "model", "coarse", "unprompted")  # options that add to
 
 def fill_evaluate(command: "ArgumentParser") -> None:
     """Declare the verb's options."""
-    protocol = "options in a YAML file, or a protocol of the package by its name: lpfm; further options count over these"
+    protocol = "options in a YAML file, or a protocol of the package by its name: lpfm; all others count over these"
     command.add_argument("--config", type=str, default=None, metavar="NAME_OR_FILE", help=protocol)  # see `with_protocols`
     images = command.add_argument_group("images")
     images.add_argument("--clean", type=str, default=None, metavar="FOLDER", help="sharp images; others belong to them by their names")
@@ -91,27 +91,35 @@ def _fill_metrics(command: "ArgumentParser") -> None:
 
 
 def with_protocols(words: Sequence[str]) -> list[str]:
-    """The command line with every `--config NAME_OR_FILE` replaced by the options that it holds.
+    """The command line with the options that every `--config NAME_OR_FILE` holds right behind the verb, so that all others count over them.
 
     Raises ValueError for what is neither a file nor a protocol of the package, and for files that hold no options.
     """
-    given: list[str] = []
-    rest = iter(words)
-    for word in rest:
+    verb, *rest = words
+    given, protocols = [], []
+    following = iter(rest)
+    for word in following:
         name, equals, value = word.partition("=")
-        if name != "--config":
+        if name == "--config":
+            protocols += _as_words(_wishes(value if equals else next(following, "")))
+        else:
             given.append(word)
+    return [verb, *protocols, *given]
+
+
+def _as_words(wishes: dict[str, Any]) -> list[str]:
+    words = []
+    for option, wish in wishes.items():
+        values = [str(one) for one in (wish if isinstance(wish, list) else [wish])]
+        if wish is True:
+            words.append(f"--{option}")
+        elif wish in (None, False, []):
             continue
-        chosen = value if equals else next(rest, "")
-        for option, wish in _wishes(chosen).items():
-            values = [str(one) for one in (wish if isinstance(wish, list) else [wish])]
-            if wish is True:
-                given.append(f"--{option}")
-            elif option in _REPEATED:
-                given += [word for one in values for word in (f"--{option}", one)]
-            else:
-                given += [f"--{option}", *values]
-    return given
+        elif option in _REPEATED or not isinstance(wish, list):
+            words += [f"--{option}={one}" for one in values]
+        else:
+            words += [f"--{option}", *values]
+    return words
 
 
 def _wishes(name_or_file: str) -> dict[str, Any]:

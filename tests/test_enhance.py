@@ -144,13 +144,28 @@ def test_a_virtual_stain_says_so_in_its_corner_unless_told_not_to(tmp_path, run)
     assert "caption" not in read_provenance(tmp_path / "c" / "in.png").parameters
 
 
+def test_records_tell_the_caption_that_was_drawn_and_nothing_hides_it(tmp_path, run):
+    pixels = np.dstack([tissue_pixels(150, 150), np.zeros((150, 150), np.uint8)])
+    Image.fromarray(pixels).save(tmp_path / "clear.png")
+    Image.fromarray(tissue_pixels(20, 300)).save(tmp_path / "low.png")
+    for name in ("clear", "low"):
+        words = ["stain", tmp_path / f"{name}.png", "-o", f"{tmp_path}/out/", "--to", "masson", "--coarse-only", *SMALL]
+        assert run(*words)[0] == 0
+    clear, low = (read_provenance(tmp_path / "out" / f"{name}.virtual-masson.png") for name in ("clear", "low"))
+    assert clear.parameters["caption"] == "virtual stain"
+    alpha = np.asarray(Image.open(tmp_path / "out" / "clear.virtual-masson.png"))[..., 3]
+    assert alpha[-3:, :20].min() == 255
+    assert alpha[:60].max() == 0
+    assert "caption" not in low.parameters
+
+
 CAPTIONS = ("virtual Masson trichrome, stained by AI", "virtual stain", "AI")
 
 
 @pytest.mark.parametrize(("height", "width"), [(64, 64), (64, 900), (900, 64), (200, 150), (2000, 3000)])
 def test_the_longest_caption_that_fits_stands_in_the_corner(height, width):
     image = torch.full((1, 3, height, width), 0.6)
-    drawn = captioned(image, CAPTIONS)
+    drawn, text, box = captioned(image, CAPTIONS)
     rows, columns = (drawn != image).any(1)[0].nonzero().unbind(1)
     assert drawn.min() >= 0
     assert 0.9 < drawn.max() <= 1
@@ -159,14 +174,17 @@ def test_the_longest_caption_that_fits_stands_in_the_corner(height, width):
     assert columns.max() < 0.9 * width
     bright = (drawn > 0.7).any(1)[0].nonzero()
     assert bright[:, 0].max() - bright[:, 0].min() >= 6, "letters that can be read"
-    fits = [text for text in CAPTIONS if not torch.equal(captioned(image, (text,)), image)]
-    assert torch.equal(drawn, captioned(image, fits[:1]))
+    fits = [one for one in CAPTIONS if captioned(image, (one,)).text]
+    assert text == fits[0]
     assert fits == list(CAPTIONS[-len(fits) :])
+    assert (box[0].start, box[1].stop) == (rows.min(), columns.max() + 1)
 
 
 def test_tiny_images_have_no_room_for_a_caption_and_odd_letters_no_shape():
     image = torch.rand(1, 3, 20, 300)
-    assert torch.equal(captioned(image, CAPTIONS), image)
+    drawn, text, _ = captioned(image, CAPTIONS)
+    assert torch.equal(drawn, image)
+    assert text == ""
     with pytest.raises(ValueError, match="expected printable ASCII"):
         captioned(image, ("\u00fc",))
 

@@ -1,6 +1,7 @@
 """Prompted models judged task by task: examples, what they are asked, instances and their verdicts, protocols."""
 
 import json
+import math
 
 import numpy as np
 import pytest
@@ -15,11 +16,13 @@ pytest.importorskip("diffusers")
 
 from histo_samples import awake_lpfm  # noqa: E402
 
-from pathorestore.cli import main  # noqa: E402
+from pathorestore.cli import _parser, main  # noqa: E402
 from pathorestore.cli_evaluate import with_protocols  # noqa: E402
+from pathorestore.data.task_prompts import TaskSpec  # noqa: E402
 from pathorestore.data.tasks import builtin_tasks  # noqa: E402
 from pathorestore.degradations.stain import synthetic_stain  # noqa: E402
 from pathorestore.evaluation.case_files import files_of_folder  # noqa: E402
+from pathorestore.evaluation.measures import Features  # noqa: E402
 from pathorestore.evaluation.report import report_html  # noqa: E402
 from pathorestore.evaluation.results import Column, ScoreRow  # noqa: E402
 from pathorestore.evaluation.summarise import Question, summarise  # noqa: E402
@@ -90,8 +93,11 @@ def test_images_of_ten_slides_are_averaged_over_them_and_fewer_are_not():
     assert one.p == pytest.approx(stats.wilcoxon(*by_slide).pvalue)
     low, high = stats.t.interval(0.95, 11, by_slide[0].mean(), stats.sem(by_slide[0]))
     assert one.mean == pytest.approx((by_slide[0].mean(), low, high))
-    few = summarise(made_rows(images=24, slides=4), question()).instances[0]
-    assert (few.n, few.unit) == (24, "image")
+    few = summarise(made_rows(images=24, slides=4), question())
+    assert (few.instances[0].n, few.instances[0].unit) == (24, "image")
+    # of few slides nothing is claimed, here as in the comparisons of the whole report
+    assert {one.outcome for one in few.instances} == {""}
+    assert {one.reason for one in few.instances} == {one.reason for one in few.comparisons}
 
 
 def test_few_images_claim_nothing_and_equal_methods_neither():
@@ -101,6 +107,48 @@ def test_few_images_claim_nothing_and_equal_methods_neither():
     rows = [row for row in made_rows() if row.method == "given"]
     twins = [ScoreRow(**(vars(row) | {"method": "mine"})) for row in rows]
     assert {one.outcome for one in summarise([*rows, *twins], question(methods=("given", "mine"))).instances} == {""}
+
+
+def altered(rows, method, image, **scores):
+    return [
+        ScoreRow(**(vars(row) | {"scores": row.scores | scores})) if (row.method, row.image) == (method, image) else row for row in rows
+    ]
+
+
+def test_one_perfect_image_makes_no_method_the_best():
+    """What is given may equal what is wanted, as of blank glass."""
+    one = summarise(altered(made_rows(), "given", "i3", up=math.inf), question()).instances[0]
+    assert (one.task, one.best, one.outcome, one.n) == ("denoise", "other", "win", 20)
+    alone = summarise(altered(made_rows(), "given", "i3", up=math.inf), question(methods=("given", "mine"))).instances[0]
+    assert (alone.outcome, alone.n) == ("win", 19)
+
+
+def test_a_method_that_is_known_of_few_images_is_not_the_best_there():
+    rows = made_rows()
+    for number in range(1, 20):
+        rows = altered(rows, "other", f"i{number}", up=math.nan)
+    one = summarise(altered(rows, "other", "i0", up=99.0), question()).instances[0]
+    assert (one.best, one.n, one.outcome) == ("given", 20, "win")
+
+
+def test_a_mean_that_one_image_makes_is_no_win():
+    rows = [row for row in made_rows() if row.task == "sr"]
+    one = summarise(altered(rows, "mine", "i0", up=500.0), question(methods=("given", "mine"))).instances[0]
+    assert one.mean.mean > one.best_mean.mean
+    assert one.median_difference < 0
+    assert one.p_holm < 0.01
+    assert (one.outcome, one.reason) == ("", "the mean and the median of the differences point different ways: a few images make the mean")
+
+
+def test_each_task_has_targets_of_its_own_in_distances_of_sets():
+    torch.manual_seed(0)
+    features = {task: torch.randn(20, 4) + shift for task, shift in (("denoise", 0.0), ("sr", 9.0))}
+    arrays = {"features": {f"i{number}: {task}": vectors[number] for task, vectors in features.items() for number in range(20)}}
+    rows = [row for row in made_rows() if row.method == "mine"]
+    asked = question(methods=("mine",), reference="mine", features=Features(name="f", label="F", of=None))
+    ((_, _, distance, note),) = summarise(rows, asked, lambda kind, _: arrays.get(kind, {})).set_scores
+    assert distance == pytest.approx(0, abs=1e-3)
+    assert "40 cases of 40 images" in note
 
 
 def test_without_tasks_there_are_no_instances():
@@ -152,6 +200,9 @@ def test_all_tasks_are_those_that_make_examples_and_others_are_refused():
         asked_tasks(["stain_af"])
     with pytest.raises(ValueError, match="no task 'sharpen'"):
         asked_tasks(["sharpen"])
+    for names in (["denoise", "denoise"], ["all", "denoise"]):
+        with pytest.raises(ValueError, match="name each task once, or all of them by all"):
+            asked_tasks(names)
 
 
 def test_a_model_is_told_the_task_its_first_stage_alone_or_nothing(clean):
@@ -161,10 +212,17 @@ def test_a_model_is_told_the_task_its_first_stage_alone_or_nothing(clean):
     assert torch.equal(Prompted("a", model)(case), model(case.degraded, task="deblur", scale=1.0))
     assert torch.equal(Prompted("a", model, way="coarse")(case), model(case.degraded, task="deblur", scale=1.0, coarse_only=True))
     silent = Prompted("a", model, way="unprompted")(case)
+    assert torch.equal(silent, model(case.degraded, TaskSpec(task=None, text=""), scale=1.0))
     assert not torch.equal(silent, Prompted("a", model)(case))
-    impression = model.impression(case.degraded)
-    empty = model.fusion(model.text([""]), impression).vector
-    assert torch.equal(model.text([""]).pooled, empty[:, : model.fusion.config.text_dim])
+
+
+def test_enlarging_names_the_factor_that_the_image_was_reduced_by(clean):
+    model = awake_lpfm()
+    cases = TaskExamples(files_of_folder(clean, None, None), tasks=asked_tasks(["sr"]), crop_px=32)
+    case = cases.load(cases.keys[0])
+    assert case.shrunk > 1
+    words = f"enlarge the H&E image {round(case.shrunk, 1):g} times"
+    assert torch.equal(Prompted("a", model, way="coarse")(case), model(case.degraded, words, scale=1.0, coarse_only=True))
 
 
 def test_a_protocol_judges_from_the_command_line(clean, tmp_path, capsys):
@@ -183,14 +241,15 @@ def test_a_protocol_judges_from_the_command_line(clean, tmp_path, capsys):
     assert "task" in (tmp_path / "out" / "scores.csv").read_text().splitlines()[0].split(",")
 
 
-def test_a_protocol_stands_for_its_options(tmp_path):
-    (tmp_path / "p.yaml").write_text("task: [a, b]\nmodel: [x=1, y=2]\nrisk: true\ncrop: 9\n")
-    options = ["--task", "a", "b", "--model", "x=1", "--model", "y=2", "--risk", "--crop", "9"]
-    assert with_protocols(["evaluate", "--config", str(tmp_path / "p.yaml"), "-o", "q"]) == ["evaluate", *options, "-o", "q"]
+def test_a_protocol_stands_for_its_options_and_all_others_count_over_them(tmp_path):
+    (tmp_path / "p.yaml").write_text("task: [a, b]\nmodel: [x=1, y=2]\nrisk: true\njson: false\nlimit: null\nreduce: []\ntitle: '-x'\n")
+    options = ["--task", "a", "b", "--model=x=1", "--model=y=2", "--risk", "--title=-x"]
+    assert with_protocols(["evaluate", "-o", "q", "--config", str(tmp_path / "p.yaml")]) == ["evaluate", *options, "-o", "q"]
     assert with_protocols(["evaluate", f"--config={tmp_path / 'p.yaml'}"]) == ["evaluate", *options]
-    named = with_protocols(["evaluate", "--config", "lpfm"])
-    assert "--unprompted" in named
-    assert "no prompt=default" in named
+    assert "--crop=128" in with_protocols(["evaluate", "--config", "lpfm"])
+    (tmp_path / "p.yaml").write_text("crop: 9\nmetrics: [psnr]\n")
+    words = with_protocols(["evaluate", "--crop", "64", "--config", str(tmp_path / "p.yaml"), "--clean", "x", "-o", "y"])
+    assert _parser().parse_args(words)["evaluate"].crop == 64
 
 
 @pytest.mark.parametrize(
@@ -210,7 +269,9 @@ def test_files_that_are_no_protocol_are_refused(tmp_path, capsys, text, said):
         (["--task", "denoise", "--reduce", "2"], "--simulate, --reduce and --task degrade in different ways"),
         (["--unprompted", "a=b"], "--unprompted belongs to --task"),
         (["--task", "denoise", "--risk", "--model", "a=b"], "--task for prompted models"),
-        (["--task", "denoise", "--model", "a=iste-tiny"], "expected a LPFM"),
+        (["--task", "denoise", "--model", "a=iste-tiny"], "does not take prompts; expected one of LPFM"),
+        (["--task", "denoise", "--coarse", "a=MODEL", "--steps", "3"], "none is named with --model or --unprompted"),
+        (["--task", "denoise", "denoise"], "name each task once"),
     ],
 )
 def test_wishes_that_do_not_fit_are_refused(clean, tmp_path, capsys, words, said):

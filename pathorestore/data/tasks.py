@@ -67,6 +67,11 @@ class Task:
         """Whether another stain comes out."""
         return bool(self.target)
 
+    @property
+    def makes_examples(self) -> bool:
+        """Whether sharp images can be made examples of it."""
+        return self.example is not None or self.trial is not None
+
     def tried(self, sharp: Tensor, generator: torch.Generator) -> Example:
         """An example to judge by. Raises ValueError for a task that makes none of sharp images."""
         make = self.trial or self.example

@@ -49,7 +49,7 @@ class Case:
     """A loaded case. clean, degraded: 1 3 h w in [0, 1] of one size. simulated: how the degraded image came about, if here.
 
     whole: the degraded image before it was cropped, for methods that look beyond the edge; None if it was not. small: the image that the
-    degraded one is an interpolation of, if it is.
+    degraded one is an interpolation of, if it is. shrunk: how many times smaller it was before it was brought to this size for a task.
     """
 
     key: CaseKey
@@ -58,6 +58,7 @@ class Case:
     whole: Tensor | None = None
     simulated: Degraded | None = None
     small: Tensor | None = None
+    shrunk: float = 1.0
 
 
 class Cases(Protocol):

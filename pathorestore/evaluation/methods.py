@@ -18,6 +18,7 @@ from pathorestore.pipelines.batch import PlanError
 from pathorestore.pipelines.classical import KnownWiener, UnsharpMask, unsharp_tries, wiener_tries
 from pathorestore.pipelines.enlarge import Enlargement, Pieces, enlarged
 from pathorestore.pipelines.image_file import read_image_file
+from pathorestore.pipelines.provenance import GENERATED_NOTICE, RESTORED_NOTICE
 from pathorestore.pipelines.raster import ImageFileError
 from pathorestore.pipelines.restorer import Progress, Restorer, silent
 from pathorestore.pipelines.trust import RiskMap, local_error
@@ -43,6 +44,11 @@ class Method(Protocol):
         """What makes it what it is, JSON-able: an evaluation goes on only with the same."""
         ...
 
+    @property
+    def notice(self) -> str:
+        """What a viewer of its images must know."""
+        ...
+
     def __call__(self, case: Case) -> Tensor:
         """The image 1 3 h w in [0, 1], of the size of the clean one. Raises ImageFileError or OSError for files that cannot be used."""
         ...
@@ -54,6 +60,7 @@ class Degraded:
 
     name: str = DEGRADED
     identity: str = "degraded"
+    notice: str = RESTORED_NOTICE
 
     def __call__(self, case: Case) -> Tensor:
         """The degraded image."""
@@ -62,6 +69,8 @@ class Degraded:
 
 class RestoredFiles:
     """The images of a folder, made by whatever, found by the names of the clean ones; suffixes may differ."""
+
+    notice = RESTORED_NOTICE
 
     def __init__(self, name: str, folder: Path, cases: Cases):
         self.name, self.folder, self._cases = name, folder, cases
@@ -92,6 +101,8 @@ class Restored:
 
     window: the part of a whole image that is judged; the whole one is restored.
     """
+
+    notice = RESTORED_NOTICE
 
     def __init__(
         self,
@@ -129,6 +140,7 @@ class Upscaled:
 
     def __init__(self, name: str, pieces: Pieces, *, identity: Any, device: str = "cpu", generative: bool = False):
         self.name, self.pieces, self.identity, self.device, self.generative = name, pieces, identity, device, generative
+        self.notice = GENERATED_NOTICE if generative else RESTORED_NOTICE
 
     def __call__(self, case: Case) -> Tensor:
         """Enlarge the small image."""
@@ -157,6 +169,8 @@ def upscaled(
 class Sharpened:
     """An unsharp mask for each distance, scale or task; one for all where none is known, under the name ""."""
 
+    notice = RESTORED_NOTICE
+
     def __init__(self, masks: Mapping[str, UnsharpMask]):
         self.name, self.masks = UNSHARP, dict(masks)
         self.identity = {degree: str(mask) for degree, mask in self.masks.items()}
@@ -168,6 +182,8 @@ class Sharpened:
 
 class Deconvolved:
     """A Wiener filter for each distance, told the optics that the simulator used."""
+
+    notice = RESTORED_NOTICE
 
     def __init__(self, filters: Mapping[str, KnownWiener]):
         self.name, self.filters = WIENER, dict(filters)

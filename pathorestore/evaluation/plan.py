@@ -98,10 +98,9 @@ class Plan:
 
     @property
     def notice(self) -> str:
-        """What a viewer of the pictures must know: that of the method that makes up most."""
-        if any(task.translates for task in getattr(self.cases, "tasks", {}).values()):
-            return STAINED_NOTICE
-        return GENERATED_NOTICE if any(getattr(method, "generative", False) for method in self.methods) else RESTORED_NOTICE
+        """What a viewer of the pictures must know: the strongest that holds for one of the methods."""
+        said = {method.notice for method in self.methods}
+        return next((notice for notice in (STAINED_NOTICE, GENERATED_NOTICE) if notice in said), RESTORED_NOTICE)
 
     def notes(self, evaluation: Evaluation) -> tuple[str, ...]:
         """What a reader must know of pixel sizes and of how baselines were tuned."""

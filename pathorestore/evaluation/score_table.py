@@ -12,7 +12,11 @@ Grouping = Literal["auto", "image", "slide", "patient"]
 
 
 class ScoreTable:
-    """The rows by case and method."""
+    """The rows by case and method; rows with an error have no scores.
+
+    of: the good rows by case and method. cases: in order. first: some row of each case. unit: what intervals are drawn over; axis: what
+    images are degraded by.
+    """
 
     def __init__(self, rows: Iterable[ScoreRow], grouping: Grouping):
         self.rows = list(rows)
@@ -24,14 +28,17 @@ class ScoreTable:
         self.axis = SCALE if any(row.scale is not None for row in self.rows) else FOCUS
 
     def group(self, case: str) -> Hashable:
+        """The image, slide or patient that a case is of."""
         row = self.first[case]
         return {"image": row.image or row.case, "slide": row.slide, "patient": row.patient}[self.unit]
 
     def value(self, case: str, method: str, column: str) -> float:
+        """A score; NaN where there is none."""
         row = self.of.get((case, method))
         return math.nan if row is None else row.scores.get(column, math.nan)
 
     def values(self, method: str, column: str, cases: Sequence[str] | None = None) -> tuple[list[float], list[Hashable]]:
+        """The scores of some cases, all unless given, and their groups."""
         chosen = self.cases if cases is None else cases
         return [self.value(case, method, column) for case in chosen], [self.group(case) for case in chosen]
 
@@ -46,8 +53,8 @@ def by_image(
     for case in chosen:
         if not (math.isnan(first[case]) or math.isnan(second[case])):
             held[table.first[case].image or case].append(case)
-    means = [[sum(values[case] for case in cases) / len(cases) for cases in held.values()] for values in (first, second)]
-    return means[0], means[1], [table.group(cases[0]) for cases in held.values()]
+    means = [[sum(values[case] for case in one) / len(one) for one in held.values()] for values in (first, second)]
+    return means[0], means[1], [table.group(one[0]) for one in held.values()]
 
 
 def unit_of(rows: Sequence[ScoreRow], grouping: Grouping) -> Unit:

@@ -5,20 +5,20 @@ import math
 from collections import Counter
 from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal, NamedTuple
+from typing import Any
 
 import torch
 from torch import Tensor
 
+from pathorestore.evaluation.claims import LEVEL, Place, claim
 from pathorestore.evaluation.instances import instances_of
 from pathorestore.evaluation.journal import Kind
 from pathorestore.evaluation.measures import Agreeing, Features
 from pathorestore.evaluation.methods import CLEAN
-from pathorestore.evaluation.report_format import counted
 from pathorestore.evaluation.results import SCALE, UNKNOWN, Agreement, Bin, Column, Compared, RiskCurve, Score, ScoreRow, Summary
-from pathorestore.evaluation.score_table import Grouping, ScoreTable, Unit, by_image
+from pathorestore.evaluation.score_table import Grouping, ScoreTable, by_image
 from pathorestore.metrics.agreement import bland_altman
-from pathorestore.metrics.comparison import FEWEST, Verdict, judge, paired_test
+from pathorestore.metrics.comparison import Verdict, judge, paired_test
 from pathorestore.metrics.frechet import INDICATIVE_BELOW, frechet_distance
 from pathorestore.metrics.risk import rank_correlation, risk_coverage
 from pathorestore.metrics.statistics import Interval, bootstrap_interval, paired_interval
@@ -29,8 +29,6 @@ _DRAWS, _AT_ONCE = 10_000, 1 << 22
 _BINS_UM = (0.0, 0.5, 1.0, 1.5, 2.0, 3.0, 4.0, 6.0, math.inf)
 _DISTANCES = 12  # so many distances are told one by one
 _CURVE_POINTS = 50
-LEVEL = 0.01
-"""Of Holm-adjusted p, below which a difference is claimed."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -77,7 +75,7 @@ def summarise(rows: Iterable[ScoreRow], question: Question, arrays: Arrays = _no
             score for column in question.columns for method in shown if (score := _score(table, column, method, shown[0])) is not None
         ),
         comparisons=tuple(_comparisons(table, question)),
-        instances=tuple(instances_of(table, question.columns, question.methods, question.reference, level=LEVEL)),
+        instances=tuple(instances_of(table, question.columns, question.methods, question.reference)),
         bins=tuple(_bins(table, question)),
         agreements=tuple(_agreements(table, question)),
         risk=tuple(curve for method in question.methods if (curve := _risk(_of_cases(arrays("risk", method), table), method)) is not None),
@@ -139,30 +137,16 @@ def _comparisons(table: ScoreTable, question: Question) -> list[Compared]:
             theirs, _ = table.values(other, column.key)
             asked.append((column, other, paired_interval(mine, theirs, groups, draws=_draws(groups))))
             tests.append(paired_test(*by_image(table, mine, theirs), higher_is_better=column.better == "higher"))
-    place = _Place(table.unit, len({table.group(case) for case in table.cases}), sum(not math.isnan(test.p) for test in tests))
+    place = Place(table.unit, len({table.group(case) for case in table.cases}), sum(not math.isnan(test.p) for test in tests))
     return [
         _compared(question.reference, column, other, difference, verdict, place)
         for (column, other, difference), verdict in zip(asked, judge(tests, level=LEVEL), strict=True)
     ]
 
 
-class _Place(NamedTuple):
-    """What a test stands in. unit, groups: of the report; tests: of its family."""
-
-    unit: Unit
-    groups: int
-    tests: int
-
-    def out_of_reach(self, pairs: int) -> str:
-        """Why so few pairs could not make a claim however they fell; empty if they could."""
-        smallest = self.tests * 2 / 2**pairs
-        few = f"{pairs} pairs in {self.tests} tests can reach an adjusted p of {smallest:.2g} at best"
-        return f"{few}; take more images or fewer metrics" if smallest >= LEVEL else ""
-
-
-def _compared(method: str, column: Column, other: str, difference: Interval, verdict: Verdict, place: "_Place") -> Compared:
+def _compared(method: str, column: Column, other: str, difference: Interval, verdict: Verdict, place: Place) -> Compared:
     test = verdict.test
-    told, reason = _verdict(column, difference, verdict, place)
+    told, reason = claim(column, difference, verdict, place)
     return Compared(
         column=column.key,
         method=method,
@@ -179,19 +163,6 @@ def _compared(method: str, column: Column, other: str, difference: Interval, ver
         verdict=told,
         reason=reason,
     )
-
-
-def _verdict(column: Column, difference: Interval, found: Verdict, place: _Place) -> tuple[Literal["better", "worse", ""], str]:
-    """What is claimed, and why nothing is: the means of what was tested and the difference that is shown must agree."""
-    test = found.test
-    if test.reason or not found.p_holm < LEVEL or test.mean == test.other_mean:
-        return "", test.reason or place.out_of_reach(test.pairs)
-    if place.groups < FEWEST and place.unit != "image":
-        return "", f"images of {counted(place.groups, place.unit)} are not independent; claims take {FEWEST}"
-    shown_better = difference.mean > 0 if column.better == "higher" else difference.mean < 0
-    if math.isfinite(difference.mean) and shown_better != test.mean_is_better:
-        return "", "the mean over groups and the mean over cases point different ways"
-    return "better" if test.mean_is_better else "worse", ""
 
 
 def _bins(table: ScoreTable, question: Question) -> list[Bin]:
@@ -270,8 +241,8 @@ def _set_scores(table: ScoreTable, arrays: Arrays, question: Question) -> list[t
     for method in question.methods:
         own = arrays("features", method)
         both = [case for case in table.cases if case in own and case in targets]
-        # an image that stands for several distances is one of the clean set
-        clean = {table.first[case].image or case: targets[case] for case in both}
+        # an image that stands for several distances is one of the clean set; tasks want another one each
+        clean = {(table.first[case].image or case, table.first[case].task): targets[case] for case in both}
         if len(clean) < 2:
             continue
         distance = frechet_distance(torch.stack([own[case] for case in both]), torch.stack(list(clean.values()))).item()

@@ -186,7 +186,19 @@ def _instance(summary: Summary, one: Instance) -> list[str]:
     gain = _DASH if math.isnan(one.relative_gain) else f"{100 * one.relative_gain:+.1f} %"
     median = _digits(column, one.median_difference, sign="+")
     n = counted(one.n, one.unit)
-    return [one.task, _title(column), n, mine, best, one.best, gain, median, p_value(one.p), p_value(one.p_holm), one.outcome or one.reason]
+    return [
+        one.task,
+        _title(column),
+        n,
+        mine,
+        best,
+        one.best,
+        gain,
+        median,
+        p_value(one.p),
+        p_value(one.p_holm),
+        one.outcome or one.reason or "no claim",
+    ]
 
 
 def _mean(summary: Summary, column: Column, method: str) -> str:

@@ -9,8 +9,9 @@ from typing import Any
 from pathorestore.evaluation.cases import Cases
 from pathorestore.evaluation.methods import Method, Restored, upscaled
 from pathorestore.evaluation.options import EMBEDDED, EvaluateOptions, Named
-from pathorestore.evaluation.task_cases import Prompted, Way
+from pathorestore.evaluation.task_cases import Prompted, Way, asked_tasks
 from pathorestore.pipelines.assemble import ready_restorer
+from pathorestore.pipelines.provenance import GENERATED_NOTICE, RESTORED_NOTICE, STAINED_NOTICE
 from pathorestore.pipelines.restorer import Progress
 from pathorestore.pipelines.trust import ready_risk_map
 
@@ -59,7 +60,11 @@ def _prompted(options: EvaluateOptions) -> list[Method]:
     """Models that are told what to do."""
     from pathorestore.pipelines.compute import choose_device
     from pathorestore.pipelines.lpfm import LPFM
-    from pathorestore.pipelines.upscalers import DEFAULT_PROMPTED, wished_settings
+    from pathorestore.pipelines.upscalers import prompted_weights, wished_settings
+
+    if (options.sampler or options.restore.steps) and not (options.models or options.unprompted):
+        raise ValueError("--sampler and --steps are for second stages, and none is named with --model or --unprompted; leave them out")
+    stains = any(task.translates for task in asked_tasks(options.tasks))
 
     ways: tuple[tuple[Way, tuple[Named, ...]], ...] = (
         ("coarse", options.coarse),
@@ -70,14 +75,15 @@ def _prompted(options: EvaluateOptions) -> list[Method]:
     for way, named in ways:
         for name, where in named:
             if where not in loaded:
-                model = LPFM.from_pretrained(DEFAULT_PROMPTED if where == EMBEDDED else where)
+                model = LPFM.from_pretrained(prompted_weights(None if where == EMBEDDED else where))
                 settings = wished_settings(model.settings, steps=options.restore.steps, sampler=options.sampler)
                 loaded[where] = model.with_settings(settings).to(device)
             model, seed = loaded[where], options.restore.seed
             identity = {"model": model.model_id, "weights_sha256": model.weights_sha256, "way": way, "seed": seed}
             if way != "coarse":
                 identity["settings"] = hashlib.sha256(repr(model.settings).encode()).hexdigest()[:16]
-            methods.append(Prompted(name, model, way=way, seed=seed, identity=identity))
+            notice = STAINED_NOTICE if stains else RESTORED_NOTICE if way == "coarse" else GENERATED_NOTICE
+            methods.append(Prompted(name, model, way=way, seed=seed, identity=identity, notice=notice))
     return [*methods]
 
 

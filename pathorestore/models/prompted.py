@@ -3,8 +3,8 @@
 Our definition of what LPFM's abstract leaves open. FiLM: Perez et al., AAAI 2018.
 """
 
-from dataclasses import dataclass, field, replace
-from typing import NamedTuple, Self
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple, Self
 
 import torch
 import torch.nn.functional as F
@@ -18,6 +18,16 @@ from pathorestore.models.swinir import SwinIR, SwinIRConfig
 from pathorestore.models.text import Text
 
 _PATCH_PX = 16
+
+
+_TINY_RESTORMER: dict[str, Any] = {
+    "dim": 12,
+    "blocks": (1, 1, 1, 1),
+    "refinement": 1,
+    "heads": (1, 2, 4, 4),
+    "gamma": 2.0,
+    "hidden_multiple": 8,
+}
 
 
 class Guidance(NamedTuple):
@@ -124,7 +134,7 @@ class PromptFusion(nn.Module, Pretrained):
 class PromptedSwinIRConfig:
     """Sizes of a `PromptedSwinIR`. vector_dim: of what it is told."""
 
-    swinir: SwinIRConfig = field(default_factory=lambda: replace(SwinIRConfig.tiny_restoration(), embed=48))
+    swinir: SwinIRConfig = field(default_factory=SwinIRConfig.tiny_restoration)
     vector_dim: int = field(default_factory=lambda: FusionConfig().vector_dim)
 
     def __post_init__(self) -> None:
@@ -138,7 +148,7 @@ class PromptedSwinIRConfig:
 
     @classmethod
     def tiny(cls) -> Self:
-        """0.37 M parameters."""
+        """0.5 M parameters."""
         return cls()
 
     @classmethod
@@ -173,7 +183,7 @@ class PromptedSwinIR(nn.Module, Pretrained):
 class PromptedRestormerConfig:
     """Sizes of a `PromptedRestormer`. vector_dim: of what it is told."""
 
-    restormer: RestormerConfig = field(default_factory=RestormerConfig.tiny)
+    restormer: RestormerConfig = field(default_factory=lambda: RestormerConfig(**_TINY_RESTORMER))
     vector_dim: int = field(default_factory=lambda: FusionConfig().vector_dim)
 
     def __post_init__(self) -> None:
@@ -187,7 +197,7 @@ class PromptedRestormerConfig:
 
     @classmethod
     def tiny(cls) -> Self:
-        """1.0 M parameters."""
+        """0.5 M parameters."""
         return cls()
 
     @classmethod

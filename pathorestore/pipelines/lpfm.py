@@ -69,13 +69,16 @@ class LPFMConfig:
     def tiny(cls) -> "LPFMConfig":
         """5.8 M parameters, for laptops."""
         settings = replace(HistoDiffusionConfig.tiny().settings, sampler="dpm++", steps=5, colours="density")
-        parts = replace(HistoDiffusionConfig.tiny(), restoration=PromptedSwinIRConfig.tiny().swinir)
-        return cls._on(parts, ByteTextConfig.tiny(), ContrastiveEncoderConfig.tiny(), FusionConfig.tiny(), settings=settings)
+        parts = (ByteTextConfig.tiny(), ContrastiveEncoderConfig.tiny(), FusionConfig.tiny())
+        made = cls._on(HistoDiffusionConfig.tiny(), *parts, settings=settings)
+        # a SwinIR on pixels unshuffled by 4 is too narrow, at this size, for noise of single pixels to come through
+        return replace(made, coarse=PromptedRestormerConfig.tiny().restormer)
 
     @classmethod
     def base(cls) -> "LPFMConfig":
         """For one GPU."""
-        return cls._on(HistoDiffusionConfig.base(), ByteTextConfig.base(), ContrastiveEncoderConfig.base(), FusionConfig.base())
+        made = cls._on(HistoDiffusionConfig.base(), ByteTextConfig.base(), ContrastiveEncoderConfig.base(), FusionConfig.base())
+        return replace(made, coarse=PromptedRestormerConfig.base().restormer)
 
     @classmethod
     def paper(cls) -> "LPFMConfig":

@@ -53,18 +53,22 @@ class UpscaleFile(ImageWork):
         size, scale = (given.image.shape[-2], given.image.shape[-1]), self.target.scale_of(given.pixel_um)
         out_size = target_size(size, scale=scale)
         image = enlarged(self.pieces.seen(given.image), given.image, out_size, device=self.device, progress=self.progress)
-        image = captioned(image, self.captions)
+        image, caption, box = captioned(image, self.captions)
         pixel_um = self.target.pixel_um(given.pixel_um, size, out_size)
         alpha = None if given.alpha is None else _interpolated(given.alpha, out_size)
+        if alpha is not None and caption:
+            alpha[box] = np.iinfo(alpha.dtype).max  # nothing hides the caption
         notes = [] if pixel_um else ["the file does not say how large a pixel is, so neither does the output; --source-mpp would"]
         if given.format == "JPEG" and not self.knows_compression:
             notes.append("the file is compressed, and what that did to it is enlarged too; bicubic interpolation may be nearer")
+        if self.captions and not caption:
+            notes.append("the image is too small for a caption; its record and its name alone say what it is")
         if scale > MEASURED_SCALE:
             notes.append(f"nothing was measured beyond x{MEASURED_SCALE:g}, and this is x{scale:.3g}")
         return Made(
             image=image,
             like=replace(given, image=image, alpha=alpha, pixel_um=pixel_um),
-            parameters={"scale": scale, "mpp_given": self.target.source_mpp} | ({"caption": self.captions[0]} if self.captions else {}),
+            parameters={"scale": scale, "mpp_given": self.target.source_mpp} | ({"caption": caption} if caption else {}),
             notes=tuple(notes),
         )
 

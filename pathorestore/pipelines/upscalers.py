@@ -140,6 +140,11 @@ def _system(options: UpscaleOptions) -> tuple[str, Path]:
     return system, folder
 
 
+def prompted_weights(model: str | None) -> Path:
+    """The folder of a model that takes prompts; None is the default. Raises WeightsError for what is none."""
+    return _system(UpscaleOptions(target=Enlargement(scale=1.0), model=model, prompt="restore"))[1]
+
+
 def _iste(options: UpscaleOptions, device: str) -> ReadyUpscaler:
     from pathorestore.pipelines.iste import ISTE, load_default
 
