@@ -19,8 +19,9 @@ from pathorestore import (
 from pathorestore.cli import main
 from pathorestore.models.autoencoder import AutoencoderConfig
 from pathorestore.models.controlled import LatentUNetConfig
-from pathorestore.models.prompted import FusionConfig, PromptedSwinIRConfig
+from pathorestore.models.prompted import FusionConfig, PromptedRestormerConfig, PromptedSwinIRConfig
 from pathorestore.models.text import ByteTextConfig
+from pathorestore.pipelines.lpfm import LPFMConfig
 from pathorestore.training import ScaleSampling
 from pathorestore.training.cli import config_names, config_path, with_files
 
@@ -140,19 +141,27 @@ def test_histo_diffusion_trains_as_the_paper_says(name, steps):
     assert config["model"]["init_args"]["recipe"]["class_path"].endswith("OneRound.diffbir")
 
 
-@pytest.mark.parametrize("preset", ["tiny", "base", "paper"])
-def test_the_sizes_of_the_prompted_coarse_network_are_those_of_its_preset(preset):
-    given = _read(f"prompted_coarse_{preset}")["model"]["init_args"]
-    config, expected = given["coarse"]["init_args"]["config"], getattr(PromptedSwinIRConfig, preset)()
-    _within(config["swinir"], asdict(expected.swinir), preset)
-    defaults = asdict(SwinIRConfig())
-    assert {key for key, value in asdict(expected.swinir).items() if value != defaults[key]} <= set(config["swinir"])
-    if preset != "paper":
-        assert config["vector_dim"] == expected.vector_dim
-        _within(given["text"]["init_args"]["config"], asdict(getattr(ByteTextConfig, preset)()), preset)
+@pytest.mark.parametrize(
+    ("name", "net", "preset"),
+    [
+        ("tiny", "restormer", PromptedRestormerConfig.tiny()),
+        ("base", "restormer", PromptedRestormerConfig.base()),
+        ("paper", "swinir", PromptedSwinIRConfig.paper()),
+    ],
+)
+def test_the_sizes_of_the_prompted_coarse_network_are_those_of_its_preset(name, net, preset):
+    given = _read(f"prompted_coarse_{name}")["model"]["init_args"]
+    config, expected = given["coarse"]["init_args"]["config"], asdict(getattr(preset, net))
+    assert given["coarse"]["class_path"] == f"pathorestore.{type(preset).__name__.removesuffix('Config')}"
+    _within(config[net], expected, name)
+    defaults = asdict(type(getattr(preset, net))())
+    assert {key for key, value in expected.items() if value != defaults[key]} <= set(config[net])
+    if name != "paper":
+        assert config["vector_dim"] == preset.vector_dim
+        assert asdict(getattr(LPFMConfig, name)().coarse) == expected
+        _within(given["text"]["init_args"]["config"], asdict(getattr(ByteTextConfig, name)()), name)
     else:  # the tower of Stable Diffusion is 1024 wide
-        fusion = replace(FusionConfig.paper(), text_dim=1024)
-        assert config["vector_dim"] == fusion.vector_dim
+        assert config["vector_dim"] == replace(FusionConfig.paper(), text_dim=1024).vector_dim
 
 
 def test_p_diffusion_warms_up_for_ten_thousand_steps_of_a_hundred_thousand():

@@ -67,7 +67,7 @@ class LPFMConfig:
 
     @classmethod
     def tiny(cls) -> "LPFMConfig":
-        """5.8 M parameters, for laptops."""
+        """5.9 M parameters, for laptops."""
         settings = replace(HistoDiffusionConfig.tiny().settings, sampler="dpm++", steps=5, colours="density")
         parts = (ByteTextConfig.tiny(), ContrastiveEncoderConfig.tiny(), FusionConfig.tiny())
         made = cls._on(HistoDiffusionConfig.tiny(), *parts, settings=settings)
