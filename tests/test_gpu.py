@@ -127,3 +127,15 @@ def test_what_is_drawn_agrees_with_the_cpu_and_memory_is_that_of_a_region():
         enlarged(pieces, torch.rand(1, 3, side, side), (4 * side, 4 * side), device="cuda")
         peaks.append(torch.cuda.max_memory_allocated())
     assert peaks[1] < 1.05 * peaks[0]
+
+
+def test_a_prompted_model_on_the_device_takes_images_of_the_host_and_agrees(tmp_path):
+    pytest.importorskip("diffusers", reason="the extra `diffusion`")
+    from histo_samples import awake_lpfm
+
+    model, image = awake_lpfm(), torch.rand(1, 3, 48, 48, generator=torch.Generator().manual_seed(0))
+    here = [model(image, "denoise the H&E image", coarse_only=coarse) for coarse in (True, False)]
+    model = model.cuda()
+    there = [model(image, "denoise the H&E image", coarse_only=coarse).cpu() for coarse in (True, False)]
+    assert torch.allclose(here[0], there[0], atol=1e-4)
+    assert (here[1] - there[1]).abs().mean() < 2e-3
