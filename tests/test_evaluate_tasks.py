@@ -231,9 +231,11 @@ def test_a_protocol_judges_from_the_command_line(clean, tmp_path, capsys):
         f"task: [denoise, stain_pas]\ncrop: 32\nmetrics: [psnr]\npictures: 1\nmodel: [lpfm={tmp_path / 'model'}]\nreference: lpfm\n"
     )
     words = ["--clean", str(clean), "-o", str(tmp_path / "out"), "--coarse", f"first={tmp_path / 'model'}", "--json", "--seed", "3"]
+    words += ["--baseline", "degraded", "unsharp"]
     assert main(["evaluate", "--config", str(tmp_path / "mine.yaml"), *words]) == 0
     summary = json.loads(capsys.readouterr().out)
-    assert summary["methods"] == ["given", "first", "lpfm"]
+    assert summary["methods"] == ["given", "unsharp mask", "first", "lpfm"]
+    assert any("denoise: " in note and "stain_pas: " in note for note in summary["notes"]), "the mask was tuned for each task"
     lines = [json.loads(line) for line in (tmp_path / "out" / "results.jsonl").read_text().splitlines()]
     assert [(one["task"], one["column"]) for one in lines] == [("denoise", "psnr_db"), ("stain_pas", "psnr_db")]
     assert lines == summary["instances"]
