@@ -34,7 +34,14 @@ from pathorestore.models.text import ByteTextConfig, ByteTextEncoder, ClipTextEn
 from pathorestore.pipelines.controlled import SamplingSettings
 from pathorestore.pipelines.histo_diffusion import HistoDiffusion, HistoDiffusionConfig
 from pathorestore.pipelines.lpfm import LPFM, LPFMConfig
-from pathorestore.training import Curriculum, PromptedCoarseStage, PromptedControlStage, prompted_on_published, prompted_system
+from pathorestore.training import (
+    Curriculum,
+    PromptedCoarseStage,
+    PromptedControlStage,
+    prompted_on_published,
+    prompted_system,
+    trained_unet,
+)
 from pathorestore.training.export import describe, export
 
 transformers = pytest.importorskip("transformers")
@@ -488,3 +495,11 @@ def test_a_system_starts_from_the_parts_of_the_stages_before(system, tmp_path):
     assert isinstance(other.coarse, PromptedRestormer)
     with pytest.raises(FileNotFoundError, match=r"holds no trained coarse; train it first .*prompted_coarse_tiny"):
         prompted_system(tmp_path / "diffusion", diffusion=tmp_path / "diffusion", fusion=FUSION)
+
+
+def test_parts_of_an_embedded_system_are_named_by_it_and_a_local_folder_goes_before(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert trained_unet("histo-diffusion-tiny").config == LatentUNetConfig.tiny()
+    (tmp_path / "histo-diffusion-tiny").mkdir()
+    with pytest.raises(FileNotFoundError, match="holds no trained unet"):
+        trained_unet("histo-diffusion-tiny")
