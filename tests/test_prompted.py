@@ -291,7 +291,9 @@ def test_the_first_stage_learns_from_its_examples(parts):
     with torch.no_grad():
         pooled = F.normalize(parts[1]([*asked.prompts, *asked.others]).pooled, dim=1)
     apart = supervised_contrast(pooled, torch.tensor(asked.tasks), temperature=0.1)
-    assert torch.allclose(loss, (made - asked.wanted).abs().mean() + 0.1 * (1 - likeness) + 0.02 * apart, atol=1e-6)
+    error, before = ((image - asked.wanted).abs().mean((1, 2, 3)) for image in (made, asked.given))
+    expected = (error * 0.05 / (before + 0.02)).mean() + 0.1 * (1 - likeness) + 0.02 * apart
+    assert torch.allclose(loss, expected, atol=1e-6)
     assert all(parameter.grad is None for parameter in stage.contrastive.parameters())
     assert parts[1].bytes.weight.grad.abs().sum() > 0
     assert describe(stage)["parts"].keys() == {"coarse", "text", "contrastive"}

@@ -186,6 +186,7 @@ def stain_tasks(target: str) -> tuple[Task, Task]:
         example=partial(anything, to=target, clean=0.8) if made else None,
         trial=partial(anything, to=target, clean=1.0) if made else None,
         target=target,
+        weight=0.5,
     )
     both = Task(
         name=f"restore_stain_{target}",
@@ -196,7 +197,7 @@ def stain_tasks(target: str) -> tuple[Task, Task]:
         example=partial(anything, to=target) if made else None,
         trial=partial(anything, to=target, surely=True) if made else None,
         target=target,
-        weight=0.5,
+        weight=0.25,
     )
     return translate, both
 
