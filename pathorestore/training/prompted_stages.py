@@ -178,9 +178,8 @@ class PromptedCoarseStage(Stage):
         self.log("train_l1", error.mean(), prog_bar=True)
         loss = (error * _USUAL_ERROR / (before + _LEAST_ERROR)).mean() + _SSIM_WEIGHT * (1 - likeness)
         if learns_words and len(set(asked.tasks)) < len(asked.tasks):
-            apart = supervised_contrast(
-                F.normalize(words.pooled, dim=1), torch.tensor(asked.tasks).to(error.device), temperature=_TEMPERATURE
-            )
+            numbers = torch.tensor(asked.tasks, device=error.device)
+            apart = supervised_contrast(F.normalize(words.pooled, dim=1), numbers, temperature=_TEMPERATURE)
             self.log("train_text", apart, prog_bar=True)
             loss = loss + _TEXT_WEIGHT * apart
         return loss
