@@ -95,7 +95,7 @@ _OTHERS: dict[Fault, tuple[str, ...]] = {
 }
 
 
-def without(fault: Fault, sharp: Tensor, generator: torch.Generator, *, present: float = 0.75, others: float = 0.3) -> Example:
+def without(fault: Fault, sharp: Tensor, generator: torch.Generator, *, present: float = 0.85, others: float = 0.2) -> Example:
     """An example of taking one fault away and nothing else: given with it and maybe others, wanted with the others alone.
 
     present: chance that the fault is there at all; where it is not, the image is wanted as it is. others: chance of each other one. So a
