@@ -89,7 +89,7 @@ def test_an_example_of_one_fault_leaves_the_others(name, fault, sharp):
     own = {"blur": "blur_sigma_x_px", "downscale": "downscale", "noise": "noise_std", "jpeg": "jpeg_quality"}[fault]
     idle = Theta.from_normalised(torch.zeros(1, 5))
     seen = set()
-    for number in range(40):
+    for number in range(120):
         example = named(TASKS, name).example(sharp, stream(number))
         present = not torch.equal(getattr(example.theta, own), getattr(idle, own))
         others = any(not torch.equal(value, getattr(idle, key)) for key, value in example.theta._asdict().items() if key[:4] != own[:4])
