@@ -123,6 +123,12 @@ def anything(sharp: Tensor, generator: torch.Generator, *, to: str = "", clean: 
     )
 
 
+def restained(sharp: Tensor, generator: torch.Generator, *, to: str, clean: float) -> Example:
+    """An example of another synthetic stain and nothing else: what was done to the image stays. clean: chance of nothing."""
+    given, _, theta = anything(sharp, generator, clean=clean)
+    return Example(given, synthetic_stain(given, to), theta)
+
+
 def builtin_tasks() -> tuple[Task, ...]:
     """Restoration, blind and of one fault each, and synthetic stains of sharp and of degraded H&E."""
     return (
@@ -167,6 +173,7 @@ def builtin_tasks() -> tuple[Task, ...]:
                 "undo the JPEG compression of the {source} image",
             ),
             example=partial(without, "jpeg"),
+            weight=1.5,
             trial=partial(without, "jpeg", present=1.0, others=0.0),
         ),
         *(task for target in (*SYNTHETIC_STAINS, "af", "he") for task in stain_tasks(target)),
@@ -183,8 +190,8 @@ def stain_tasks(target: str) -> tuple[Task, Task]:
             "virtually stain the {source} image with {target}",
             "show the {source} image as if stained with {target}",
         ),
-        example=partial(anything, to=target, clean=0.8) if made else None,
-        trial=partial(anything, to=target, clean=1.0) if made else None,
+        example=partial(restained, to=target, clean=0.6) if made else None,
+        trial=partial(restained, to=target, clean=1.0) if made else None,
         target=target,
         weight=0.5,
     )

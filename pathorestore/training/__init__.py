@@ -28,8 +28,10 @@ if TYPE_CHECKING:
         trained_encoder as trained_encoder,
         trained_fine as trained_fine,
         trained_pathology as trained_pathology,
+        trained_prompted_coarse as trained_prompted_coarse,
         trained_prompter as trained_prompter,
         trained_restoration as trained_restoration,
+        trained_text as trained_text,
         trained_unet as trained_unet,
     )
     from pathorestore.training.latent_stages import (
@@ -96,12 +98,14 @@ _HOMES = {
     "trained_autoencoder": "parts",
     "trained_contrastive": "parts",
     "trained_restoration": "parts",
+    "trained_text": "parts",
     "trained_unet": "parts",
     "trained_coarse": "parts",
     "trained_defocus": "parts",
     "trained_encoder": "parts",
     "trained_fine": "parts",
     "trained_pathology": "parts",
+    "trained_prompted_coarse": "parts",
     "trained_prompter": "parts",
 }
 

@@ -114,7 +114,7 @@ def prompted_system(
     else:
         control = _with_vector(_part(ControlNet, diffusion, "control"), sizes.vector_dim)
     parts = {"unet": unet, "control": control, "autoencoder": trained_autoencoder(diffusion), "fusion": PromptFusion(sizes)}
-    parts |= {"coarse": _prompted_coarse(folder), "text": _part(ByteTextEncoder, folder, "text")}
+    parts |= {"coarse": trained_prompted_coarse(folder), "text": trained_text(folder)}
     return LPFM.from_parts(parts | {"contrastive": trained_contrastive(folder)}, settings or SamplingSettings())
 
 
@@ -134,11 +134,17 @@ def prompted_on_published(folder: Folder, *, published: Folder, settings: Sampli
     unet = _with_vector(found.unet, sizes.vector_dim)
     control = ControlNet.from_unet(unet, condition_channels=(2 if hint else 1) * unet.config.channels)
     parts = {"unet": unet, "control": control, "autoencoder": found.autoencoder, "fusion": PromptFusion(sizes)}
-    parts |= {"coarse": _prompted_coarse(folder), "contrastive": contrastive}
+    parts |= {"coarse": trained_prompted_coarse(folder), "contrastive": contrastive}
     return LPFM.from_parts(parts, settings or SamplingSettings(), text=text)
 
 
-def _prompted_coarse(folder: Folder) -> PromptedCoarse:
+def trained_text(folder: Folder) -> ByteTextEncoder:
+    """The text encoder of a folder of parts."""
+    return _part(ByteTextEncoder, folder, "text")
+
+
+def trained_prompted_coarse(folder: Folder) -> PromptedCoarse:
+    """The first stage of a folder of parts that takes prompts, to train it further, or as what the second stage starts from."""
     if stored_class(_root(folder) / "coarse") == PromptedRestormer.__name__:
         return _part(PromptedRestormer, folder, "coarse", stage="prompted_coarse")
     return _part(PromptedSwinIR, folder, "coarse", stage="prompted_coarse")
