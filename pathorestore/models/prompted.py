@@ -162,7 +162,17 @@ class PromptedSwinIRConfig:
         return cls(swinir=SwinIRConfig.restoration(), vector_dim=FusionConfig.paper().vector_dim)
 
 
-class PromptedSwinIR(nn.Module, Pretrained):
+class PromptedCoarse(nn.Module, Pretrained):
+    """A first stage that is told a vector: images b 3 h w in [0, 1] and vectors b v -> images of their size, unclamped.
+
+    Its config has `vector_dim`, and `multiple`, to which sides are padded.
+    """
+
+    def forward(self, image: Tensor, vector: Tensor) -> Tensor:
+        raise NotImplementedError
+
+
+class PromptedSwinIR(PromptedCoarse):
     """A SwinIR whose residual groups are each followed by (1 + gamma) x + beta of a vector b v, zero at first: then it is the SwinIR."""
 
     def __init__(self, config: PromptedSwinIRConfig):
@@ -174,7 +184,6 @@ class PromptedSwinIR(nn.Module, Pretrained):
             nn.init.zeros_(parameter)
 
     def forward(self, image: Tensor, vector: Tensor) -> Tensor:
-        """Images b 3 h w in [0, 1] -> images of their size, unclamped."""
         modulated: Tensor = self.net(image, film=[layer(vector) for layer in self.film])
         return modulated
 
@@ -211,7 +220,7 @@ class PromptedRestormerConfig:
         return cls(restormer=RestormerConfig.paper(), vector_dim=FusionConfig.paper().vector_dim)
 
 
-class PromptedRestormer(nn.Module, Pretrained):
+class PromptedRestormer(PromptedCoarse):
     """A Restormer whose levels are each followed by (1 + gamma) x + beta of a vector b v, zero at first: then it is the Restormer."""
 
     def __init__(self, config: PromptedRestormerConfig):
@@ -223,9 +232,5 @@ class PromptedRestormer(nn.Module, Pretrained):
             nn.init.zeros_(parameter)
 
     def forward(self, image: Tensor, vector: Tensor) -> Tensor:
-        """Images b 3 h w in [0, 1] -> images of their size, unclamped."""
         modulated: Tensor = self.net(image, film=[layer(vector) for layer in self.film])
         return modulated
-
-
-PromptedCoarse = PromptedSwinIR | PromptedRestormer
