@@ -10,7 +10,6 @@ LEAVES = {
     "custom_pipeline.py": [],
     "draw_detail.py": ["drawn.generated.png"],
     "enlarge_at_any_scale.py": ["enlarged.png"],
-    "follow_a_prompt.py": ["prompted.generated.png"],
     "restore_one_image.py": ["restored.png"],
     "simulate_focal_stack.py": ["focal_stack/clean.png"],
     "train_pformer_tiny_steps.py": ["pformer/config.json", "pformer/model.safetensors"],

@@ -178,3 +178,14 @@ def test_words_of_ones_own_are_known_however_their_places_are_written():
     assert (told.task, told.scale, told.source) == (mine, 2.5, "pas")
     assert told.text == "zoom 2.5 times into PAS, yes 2.5 times"
     assert parse("zoom 2.5 times into PAS, yes 3 times", [mine]).task is None
+
+
+def test_another_stain_leaves_what_was_done_to_the_image(sharp):
+    task = named(TASKS, "stain_pas")
+    done = 0
+    for number in range(30):
+        given, wanted, theta = task.example(sharp, stream(number))
+        assert torch.equal(wanted, synthetic_stain(given, "pas"))
+        done += bool(theta.normalised().any())
+        assert torch.equal(given, sharp) != bool(theta.normalised().any())
+    assert 5 < done < 20
