@@ -3,8 +3,9 @@
 Our definition of what LPFM's abstract leaves open. FiLM: Perez et al., AAAI 2018.
 """
 
+from collections.abc import Iterable
 from dataclasses import dataclass, field
-from typing import Any, NamedTuple, Self
+from typing import NamedTuple, Self
 
 import torch
 import torch.nn.functional as F
@@ -20,14 +21,7 @@ from pathorestore.models.text import Text
 _PATCH_PX = 16
 
 
-_TINY_RESTORMER: dict[str, Any] = {
-    "dim": 12,
-    "blocks": (1, 1, 1, 1),
-    "refinement": 1,
-    "heads": (1, 2, 4, 4),
-    "gamma": 2.0,
-    "hidden_multiple": 8,
-}
+_TINY_RESTORMER = RestormerConfig(dim=12, blocks=(1, 1, 1, 1), refinement=1, heads=(1, 2, 4, 4), gamma=2.0, hidden_multiple=8)
 
 
 class Guidance(NamedTuple):
@@ -165,21 +159,14 @@ class PromptedSwinIRConfig:
 class PromptedCoarse(nn.Module, Pretrained):
     """A first stage that is told a vector: images b 3 h w in [0, 1] and vectors b v -> images of their size, unclamped.
 
-    Its config has `vector_dim`, and `multiple`, to which sides are padded.
+    What it is made of has places where features become (1 + gamma) x + beta of the vector, zero at first: then it is the plain network.
+    net: takes an image and `film`, see `SwinIR`. widths: channels at each place. Its config has `multiple` too, to which sides are padded.
     """
 
-    def forward(self, image: Tensor, vector: Tensor) -> Tensor:
-        raise NotImplementedError
-
-
-class PromptedSwinIR(PromptedCoarse):
-    """A SwinIR whose residual groups are each followed by (1 + gamma) x + beta of a vector b v, zero at first: then it is the SwinIR."""
-
-    def __init__(self, config: PromptedSwinIRConfig):
+    def __init__(self, net: SwinIR | Restormer, *, vector_dim: int, widths: Iterable[int]):
         super().__init__()
-        self.config = config
-        self.net = SwinIR(config.swinir)
-        self.film = nn.ModuleList(nn.Linear(config.vector_dim, 2 * config.swinir.embed) for _ in config.swinir.blocks)
+        self.net = net
+        self.film = nn.ModuleList(nn.Linear(vector_dim, 2 * width) for width in widths)
         for parameter in self.film.parameters():
             nn.init.zeros_(parameter)
 
@@ -188,11 +175,20 @@ class PromptedSwinIR(PromptedCoarse):
         return modulated
 
 
+class PromptedSwinIR(PromptedCoarse):
+    """A SwinIR that is told a vector behind each residual group."""
+
+    def __init__(self, config: PromptedSwinIRConfig):
+        sizes = config.swinir
+        super().__init__(SwinIR(sizes), vector_dim=config.vector_dim, widths=[sizes.embed] * len(sizes.blocks))
+        self.config = config
+
+
 @dataclass(frozen=True, kw_only=True)
 class PromptedRestormerConfig:
     """Sizes of a `PromptedRestormer`. vector_dim: of what it is told."""
 
-    restormer: RestormerConfig = field(default_factory=lambda: RestormerConfig(**_TINY_RESTORMER))
+    restormer: RestormerConfig = _TINY_RESTORMER
     vector_dim: int = field(default_factory=lambda: FusionConfig().vector_dim)
 
     def __post_init__(self) -> None:
@@ -221,16 +217,8 @@ class PromptedRestormerConfig:
 
 
 class PromptedRestormer(PromptedCoarse):
-    """A Restormer whose levels are each followed by (1 + gamma) x + beta of a vector b v, zero at first: then it is the Restormer."""
+    """A Restormer that is told a vector behind each level."""
 
     def __init__(self, config: PromptedRestormerConfig):
-        super().__init__()
+        super().__init__(Restormer(config.restormer), vector_dim=config.vector_dim, widths=config.restormer.level_widths)
         self.config = config
-        self.net = Restormer(config.restormer)
-        self.film = nn.ModuleList(nn.Linear(config.vector_dim, 2 * width) for width in config.restormer.level_widths)
-        for parameter in self.film.parameters():
-            nn.init.zeros_(parameter)
-
-    def forward(self, image: Tensor, vector: Tensor) -> Tensor:
-        modulated: Tensor = self.net(image, film=[layer(vector) for layer in self.film])
-        return modulated
