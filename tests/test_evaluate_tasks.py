@@ -274,6 +274,8 @@ def test_files_that_are_no_protocol_are_refused(tmp_path, capsys, text, said):
         (["--task", "denoise", "--model", "a=iste-tiny"], "does not take prompts; expected one of LPFM"),
         (["--task", "denoise", "--coarse", "a=MODEL", "--steps", "3"], "none is named with --model or --unprompted"),
         (["--task", "denoise", "denoise"], "name each task once"),
+        (["--task", "denoise", "--tile", "128"], "are for restorers; leave them out with --task"),
+        (["--task", "denoise", "--precision", "fp32"], "are for restorers; leave them out with --task"),
     ],
 )
 def test_wishes_that_do_not_fit_are_refused(clean, tmp_path, capsys, words, said):

@@ -68,6 +68,8 @@ class EvaluateOptions:
         tuned = {"unsharp", "wiener"} & set(self.baselines)
         made = bool(self.simulate or self.reduce or self.tasks)
         cut = bool(self.patch_px or self.crop_px or made)
+        plain, own = ((one.tile_px, one.overlap_px, one.precision) for one in (RestoreOptions(), self.restore))
+        cut_otherwise = own != plain
         ways = (self.simulate, self.reduce, self.tasks)
         refused = {
             "name the clean images with --clean, or pairs with --manifest, one of them": (self.clean is None) == (self.manifest is None),
@@ -77,6 +79,7 @@ class EvaluateOptions:
             and (made or self.manifest),
             "--blur belongs to --reduce": self.blur != 1.0 and not self.reduce,
             "--risk is for restorers; --reduce is for upscalers, --task for prompted models": (self.reduce or self.tasks) and self.risk,
+            "--tile, --overlap and --precision are for restorers; leave them out with --task": self.tasks and cut_otherwise,
             "--sampler is for generative models; add --reduce or --task": self.sampler and not (self.reduce or self.tasks),
             "--facts belongs to --clean; a manifest has columns for what is known": self.facts and self.manifest,
             "--restored images are of one degraded image each, --simulate, --reduce and --task make these anew; give files with "
